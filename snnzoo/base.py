@@ -1,0 +1,82 @@
+"""Base classes of everything that knows about time: a step mode, and state kept between steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+STEP_MODES = ("s", "m")
+
+
+class StepModule(nn.Module):
+    """A module that runs single-step (`"s"`, `x: [N, ...]`) or multi-step (`"m"`, `x_seq: [T, N, ...]`).
+
+    Raises:
+        ValueError: if `step_mode` is set to anything but "s" or "m".
+    """
+
+    _step_mode: str
+
+    def __init__(self, step_mode: str = "s") -> None:
+        super().__init__()
+        self.step_mode = step_mode
+
+    @property
+    def step_mode(self) -> str:
+        return self._step_mode
+
+    @step_mode.setter
+    def step_mode(self, value: str) -> None:
+        if value not in STEP_MODES:
+            raise ValueError(f"step_mode must be 's' (single-step) or 'm' (multi-step), got {value!r}")
+        self._step_mode = value
+
+
+class MemoryModule(StepModule):
+    """A module with state, kept from call to call until `reset()` and never part of the state_dict.
+
+    State is declared with `register_memory(name, initial)` and read and written as an attribute. A
+    tensor state follows `.to()`, and is detached in copies of the module.
+    """
+
+    _memories: dict[str, Any]
+
+    def register_memory(self, name: str, initial: Any) -> None:
+        if not hasattr(self, "_memories"):
+            self._memories = {}
+        self._memories[name] = initial
+        setattr(self, name, initial)
+
+    def reset(self) -> None:
+        """Forget the state: the next step is t = 0."""
+        for name, initial in self._memories.items():
+            setattr(self, name, initial)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for name in self._memories:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                setattr(self, name, fn(value))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in self._memories:
+            if isinstance(state[name], Tensor):
+                state[name] = state[name].detach()
+        return state
+
+    def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError unless the tensor state `name` fits a step of `shape`."""
+        held = tuple(getattr(self, name).shape)
+        if held != tuple(shape):
+            raise ValueError(
+                f"{type(self).__name__} holds state of shape {list(held)} from an earlier call, but this step has "
+                f"shape {list(shape)}: call snnzoo.functional.reset_net(net) before a new batch"
+            )
+
+
+class StepContainer(nn.Sequential):
+    """A sequence of single-step modules that takes `x_seq [T, N, ...]`."""

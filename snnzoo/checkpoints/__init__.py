@@ -1,0 +1,1 @@
+"""Weights: where they come from, how their keys are laid out, how they are read and written safely."""

@@ -1,0 +1,35 @@
+"""Errors that a user can act on. Each message is one line that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SnnzooError(Exception):
+    """Something outside the program is wrong: a file, its content, the network. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(SnnzooError, ValueError):
+    """The request itself is wrong: an unknown name, an option out of range. Exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(SnnzooError):
+    """A weights file cannot be read, or does not fit the model."""
+
+
+def suggestion(name: str, known: Iterable[str], see: str) -> str:
+    """`Did you mean ...?` for near names, else where to look."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else see
+
+
+def first_few(items: Iterable[str], shown: int = 3) -> str:
+    """`a, b, c and 9 more`."""
+    items = list(items)
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more

@@ -1,0 +1,119 @@
+"""Propagation patterns as functions: reset, step mode, and the two ways through time.
+
+`seq_to_ann_forward` folds time into the batch for stateless modules; `multi_step_forward` loops a
+single-step module over time. Both wrap the *forward* of modules, so that no state_dict key changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo.base import StepContainer, StepModule
+
+Modules = nn.Module | list[nn.Module] | tuple[nn.Module, ...]
+
+# Modules whose output depends on nothing but their input, even in training mode. Others, subclasses of
+# these included, are trusted in eval mode only.
+_ALWAYS_DETERMINISTIC = {
+    nn.Sequential,
+    nn.Identity,
+    nn.Flatten,
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.ReLU,
+    nn.GroupNorm,
+    nn.LayerNorm,
+}
+
+
+def reset_net(net: nn.Module) -> None:
+    """Reset every module of `net` that has state: the next step is t = 0."""
+    for module in net.modules():
+        reset = getattr(module, "reset", None)
+        if callable(reset):
+            reset()
+
+
+def set_step_mode(net: nn.Module, step_mode: str) -> None:
+    """Set `step_mode` ("s" or "m") of every module of `net` that has one.
+
+    Containers stay multi-step, and what they contain stays single-step, whatever is asked.
+    """
+    if isinstance(net, StepContainer):
+        return
+    if isinstance(net, StepModule):
+        net.step_mode = step_mode
+    for child in net.children():
+        set_step_mode(child, step_mode)
+
+
+def seq_to_ann_forward(x_seq: Tensor, modules: Modules) -> Tensor:
+    """Run stateless modules on a sequence, time folded into the batch.
+
+    Args:
+        x_seq: `[T, N, ...]`. A stride-0 time axis (`x.expand(T, *x.shape)`) is computed once, and the
+            result expanded again, where `modules` are deterministic: not through dropout or batch
+            statistics in training mode.
+        modules: a module, or a list, tuple or `nn.Sequential` of them, applied in order.
+
+    Returns:
+        `[T, N, ...]`.
+
+    Example:
+        >>> seq_to_ann_forward(torch.rand(16, 8, 4), nn.Linear(4, 2)).shape
+        torch.Size([16, 8, 2])
+    """
+    if x_seq.ndim < 2:
+        raise ValueError(f"x_seq must have the shape [T, N, ...], got {list(x_seq.shape)}")
+    time_steps, batch = x_seq.shape[:2]
+    if time_steps > 1 and x_seq.stride(0) == 0 and _is_deterministic(modules):
+        y = _apply(x_seq[0], modules)
+        return y.unsqueeze(0).expand(time_steps, *y.shape)
+    y = _apply(x_seq.flatten(0, 1), modules)
+    return y.unflatten(0, (time_steps, batch))
+
+
+def multi_step_forward(x_seq: Tensor, modules: Modules) -> Tensor:
+    """Run single-step modules on a sequence, one step after the other.
+
+    Args:
+        x_seq: `[T, N, ...]`.
+        modules: a module, or a list, tuple or `nn.Sequential` of them, applied in order at each step.
+
+    Returns:
+        `[T, N, ...]`.
+
+    Example:
+        >>> multi_step_forward(torch.rand(8, 4), neuron.IFNode()).shape
+        torch.Size([8, 4])
+    """
+    return torch.stack([_apply(x, modules) for x in x_seq])
+
+
+def _as_iterable(modules: Modules) -> Iterable[nn.Module]:
+    return modules if isinstance(modules, (list, tuple)) else (modules,)
+
+
+def _apply(x: Tensor, modules: Modules) -> Tensor:
+    for module in _as_iterable(modules):
+        x = module(x)
+    return x
+
+
+def _submodules(modules: Modules) -> Iterator[nn.Module]:
+    for module in _as_iterable(modules):
+        yield from module.modules()
+
+
+def _is_deterministic(modules: Modules) -> bool:
+    return all(not m.training or type(m) in _ALWAYS_DETERMINISTIC for m in _submodules(modules))

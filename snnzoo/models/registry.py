@@ -1,0 +1,179 @@
+"""The zoo's models by name. Nothing here imports torch until a model is built."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from snnzoo.checkpoints import manifest
+from snnzoo.errors import CheckpointError, UsageError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from snnzoo.models.resnet import SpikingNet
+
+NEURONS = {"if": "IFNode", "lif": "LIFNode", "plif": "ParametricLIFNode"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a model is built: a class of `snnzoo.models`, by module and name, and its arguments."""
+
+    module: str
+    network: str
+    kwargs: dict[str, Any]
+    num_classes: int
+    preprocess: str
+    description: str = field(compare=False, default="")
+
+
+def _imagenet(block: str, layers: tuple[int, ...], description: str, **kwargs: int) -> ModelSpec:
+    arguments = {"block": block, "layers": layers, **kwargs}
+    return ModelSpec("snnzoo.models.resnet", "ResNet", arguments, 1000, "imagenet", description)
+
+
+def _cifar(blocks: int) -> ModelSpec:
+    description = f"CIFAR ResNet-{6 * blocks + 2}, option A or B"
+    return ModelSpec("snnzoo.models.cifar_resnet", "CifarResNet", {"blocks": blocks}, 10, "cifar10", description)
+
+
+MODELS: dict[str, ModelSpec] = {
+    "resnet18": _imagenet("basic", (2, 2, 2, 2), "ResNet-18"),
+    "resnet34": _imagenet("basic", (3, 4, 6, 3), "ResNet-34"),
+    "resnet50": _imagenet("bottleneck", (3, 4, 6, 3), "ResNet-50"),
+    "resnet101": _imagenet("bottleneck", (3, 4, 23, 3), "ResNet-101"),
+    "resnet152": _imagenet("bottleneck", (3, 8, 36, 3), "ResNet-152"),
+    "resnext50_32x4d": _imagenet("bottleneck", (3, 4, 6, 3), "ResNeXt-50 32x4d", groups=32, width_per_group=4),
+    "resnext101_32x8d": _imagenet("bottleneck", (3, 4, 23, 3), "ResNeXt-101 32x8d", groups=32, width_per_group=8),
+    "resnext101_64x4d": _imagenet("bottleneck", (3, 4, 23, 3), "ResNeXt-101 64x4d", groups=64, width_per_group=4),
+    "wide_resnet50_2": _imagenet("bottleneck", (3, 4, 6, 3), "Wide ResNet-50-2", width_per_group=128),
+    "wide_resnet101_2": _imagenet("bottleneck", (3, 4, 23, 3), "Wide ResNet-101-2", width_per_group=128),
+    **{f"resnet{6 * n + 2}": _cifar(n) for n in (3, 5, 7, 9, 18, 200)},
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell pattern such as `"resnet*"`."""
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The spec of model `name`; a UsageError with near names if there is none."""
+    if name not in MODELS:
+        raise UsageError(f"unknown model {name!r}: {suggestion(name, MODELS, 'snnzoo list shows all models')}")
+    return MODELS[name]
+
+
+def split_tag(name: str, weights: str | Enum | None = None) -> tuple[str, str | None]:
+    """`("resnet18.digits", None) -> ("resnet18", "digits")`; torchvision `Weights` members are accepted.
+
+    Raises:
+        UsageError: if the name carries weights and other weights are asked for as well.
+    """
+    model, _, tag = name.partition(".")
+    model_spec(model)
+    if isinstance(weights, Enum):
+        owner = type(weights).__name__.removesuffix("_Weights").lower()
+        if owner != model:
+            raise UsageError(f"{type(weights).__name__}.{weights.name} are weights of {owner}, not of {model}")
+        weights = weights.name
+    if tag and weights and tag != weights:
+        raise UsageError(f"{name} names weights {tag!r}, but weights {weights!r} were asked for too")
+    return model, (weights or tag or None)
+
+
+def neuron_factory(neuron: str | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """A neuron by name ("if", "lif", "plif"), or any callable that makes one."""
+    if not isinstance(neuron, str):
+        return neuron
+    if neuron.lower() not in NEURONS:
+        raise UsageError(f"unknown neuron {neuron!r}: expected one of {', '.join(NEURONS)}, or a callable")
+    factory: Callable[[], nn.Module] = getattr(importlib.import_module("snnzoo.neuron"), NEURONS[neuron.lower()])
+    return factory
+
+
+def build(name: str, neuron: str | Callable[[], nn.Module] = "if", **kwargs: Any) -> SpikingNet:
+    """Model `name` with fresh weights. `kwargs` as `create_model`."""
+    spec = model_spec(name)
+    network = getattr(importlib.import_module(spec.module), spec.network)
+    arguments = {"num_classes": spec.num_classes, **spec.kwargs, **kwargs}
+    try:
+        net: SpikingNet = network(neuron=neuron_factory(neuron), **arguments)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}") from error
+    return net
+
+
+def create_model(
+    name: str,
+    weights: str | Enum | None = None,
+    neuron: str | Callable[[], nn.Module] = "if",
+    **kwargs: Any,
+) -> SpikingNet:
+    """Build a spiking network, layer-by-layer by default: `[T, N, C, H, W] -> [T, N, num_classes]`.
+
+    Args:
+        name: a model, or `model.weights` such as `"resnet18.IMAGENET1K_V1"`.
+        weights: a weights name of the manifest, "DEFAULT", or a torchvision `Weights` member.
+        neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
+            `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
+        kwargs: `num_classes`, `in_channels`, `step_mode`, and `option` for CIFAR ResNets.
+
+    Raises:
+        UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
+        CheckpointError: if the weights cannot be fetched or do not fit.
+
+    Example:
+        >>> net = create_model("resnet18", weights="digits", neuron="lif")
+    """
+    model, tag = split_tag(name, weights)
+    if tag is None:
+        return build(model, neuron, **kwargs)
+    entry = manifest.find(model, tag)
+    num_classes = kwargs.setdefault("num_classes", entry.num_classes)
+    if num_classes != entry.num_classes:
+        raise UsageError(
+            f"weights {entry.tag} have {entry.num_classes} classes, not {num_classes}: leave num_classes out, and "
+            f"replace net.fc after loading"
+        )
+    net = build(model, neuron, **kwargs)
+    load_ann_weights(net, weights_of(entry), entry.tag)
+    return net
+
+
+def weights_of(
+    entry: manifest.WeightsEntry, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a manifest entry in torchvision's key layout, downloaded or made where necessary."""
+    from snnzoo.checkpoints import layouts
+    from snnzoo.checkpoints.fetch import fetch
+    from snnzoo.checkpoints.files import read_checkpoint
+
+    return layouts.to_torchvision(read_checkpoint(fetch(entry, progress)), entry.tag)
+
+
+def load_ann_weights(net: SpikingNet, state_dict: dict[str, Tensor], source: str) -> None:
+    """Load a state dict in torchvision's keys strictly; neuron parameters keep their initial values.
+
+    Raises:
+        CheckpointError: naming `source` and the first few keys that are missing, unexpected or misshapen.
+    """
+    from snnzoo.checkpoints.layouts import check_fits
+
+    own = net.state_dict()
+    neuron_parameters = {key for key in own if is_neuron_key(key)}
+    check_fits({key: value for key, value in own.items() if key not in neuron_parameters}, state_dict, source)
+    missing, _ = net.load_state_dict(state_dict, strict=False)
+    if set(missing) - neuron_parameters:
+        raise CheckpointError(f"{source}: keys missing: {', '.join(missing)}")
+
+
+def is_neuron_key(key: str) -> bool:
+    """Whether a state_dict key belongs to a neuron (`sn1.w`, `layer1.0.sn2.v_threshold`)."""
+    parts = key.split(".")
+    return len(parts) > 1 and parts[-2].startswith("sn") and parts[-2][2:].isdigit()

@@ -1,0 +1,216 @@
+"""Spiking ResNets with torchvision's module names, key order and shapes.
+
+torchvision's family (He et al. 2015, arXiv 1512.03385; ResNeXt, arXiv 1611.05431; Wide ResNet,
+arXiv 1605.07146), each ReLU replaced by a neuron `sn*`. The stem runs conv1, bn1, maxpool, sn1: with
+ReLU that equals torchvision's order, and a static image passes all of it once, whatever T is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from snnzoo.base import StepModule
+from snnzoo.functional import seq_to_ann_forward, set_step_mode
+
+NeuronFactory = Callable[[], nn.Module]
+
+
+class SpikingModule(StepModule):
+    """A network or block that runs its stateless layers in its own step mode."""
+
+    def stateless(self, x: Tensor, *modules: nn.Module) -> Tensor:
+        """Apply stateless `modules` to `[N, ...]`, or to `[T, N, ...]` in multi-step mode."""
+        if self.step_mode == "m":
+            return seq_to_ann_forward(x, modules)
+        for module in modules:
+            x = module(x)
+        return x
+
+
+def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_planes, out_planes, 3, stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1(in_planes: int, out_planes: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_planes, out_planes, 1, stride, bias=False)
+
+
+class BasicBlock(SpikingModule):
+    """Two 3x3 convolutions; the identity is added before the second neuron."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_planes: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        neuron: NeuronFactory,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_planes, planes, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.sn1 = neuron()
+        self.conv2 = conv3x3(planes, planes)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.sn2 = neuron()
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, C, H, W] -> [T, N, planes, H', W']`, without T in single-step mode."""
+        identity = x if self.downsample is None else self.stateless(x, self.downsample)
+        out = self.sn1(self.stateless(x, self.conv1, self.bn1))
+        out = self.stateless(out, self.conv2, self.bn2)
+        return self.sn2(out + identity)
+
+
+class Bottleneck(SpikingModule):
+    """1x1, 3x3 (with the stride, as torchvision's "v1.5") and 1x1 convolutions."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_planes: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        neuron: NeuronFactory,
+        groups: int = 1,
+        base_width: int = 64,
+    ) -> None:
+        super().__init__()
+        width = planes * base_width // 64 * groups
+        self.conv1 = conv1x1(in_planes, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.sn1 = neuron()
+        self.conv2 = conv3x3(width, width, stride, groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.sn2 = neuron()
+        self.conv3 = conv1x1(width, planes * self.expansion)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.sn3 = neuron()
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, C, H, W] -> [T, N, 4 * planes, H', W']`, without T in single-step mode."""
+        identity = x if self.downsample is None else self.stateless(x, self.downsample)
+        out = self.sn1(self.stateless(x, self.conv1, self.bn1))
+        out = self.sn2(self.stateless(out, self.conv2, self.bn2))
+        out = self.stateless(out, self.conv3, self.bn3)
+        return self.sn3(out + identity)
+
+
+def projection(in_planes: int, out_planes: int, stride: int) -> nn.Sequential:
+    """The shortcut with weights: a 1x1 convolution and its BN; keys `downsample.0`, `downsample.1`."""
+    return nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
+
+
+def make_stage(
+    block: Callable[..., nn.Module],
+    in_planes: int,
+    planes: int,
+    out_planes: int,
+    blocks: int,
+    stride: int,
+    shortcut: Callable[[int, int, int], nn.Module] = projection,
+) -> nn.Sequential:
+    """`blocks` blocks of one width; the first one takes the stride, and a `shortcut` where shapes change."""
+    changes = stride != 1 or in_planes != out_planes
+    downsample = shortcut(in_planes, out_planes, stride) if changes else None
+    stage = nn.Sequential(block(in_planes, planes, stride, downsample))
+    for _ in range(blocks - 1):
+        stage.append(block(out_planes, planes, 1, None))
+    return stage
+
+
+class SpikingNet(SpikingModule):
+    """What every network of the zoo shares: the shape of its input, its readout and its initial weights.
+
+    `[T, N, C, H, W] -> [T, N, num_classes]`, or `[N, C, H, W] -> [N, num_classes]` in single-step mode.
+    `readout` decodes the pooled activation before the classifier: the identity in a network to train,
+    a `layer.Readout` in a converted one.
+    """
+
+    readout: nn.Module
+    avgpool: nn.Module
+    fc: nn.Module
+
+    def features(self, x: Tensor) -> Tensor:
+        """From the image to the last neuron's output."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        expected = "[T, N, C, H, W]" if self.step_mode == "m" else "[N, C, H, W]"
+        if x.ndim != expected.count(",") + 1:
+            raise ValueError(
+                f"{type(self).__name__} has step_mode={self.step_mode!r} and needs an input {expected}, "
+                f"got shape {list(x.shape)}"
+            )
+        x = self.stateless(self.features(x), self.avgpool)
+        x = self.readout(x.flatten(-3))
+        return self.stateless(x, self.fc)
+
+    def initialise(self, step_mode: str) -> None:
+        """Draw the initial weights as torchvision does, and set the step mode."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        set_step_mode(self, step_mode)
+
+
+class ResNet(SpikingNet):
+    """torchvision's ResNet with neurons.
+
+    Args:
+        block: "basic" or "bottleneck".
+        layers: blocks in each of the four stages.
+        groups, width_per_group: of the 3x3 convolutions in bottlenecks (basic blocks have none).
+        num_classes: outputs of the classifier.
+        in_channels: channels of the input.
+        neuron: called once for each neuron; `nn.ReLU` gives the ANN.
+        step_mode: "m" (layer-by-layer) or "s" (step-by-step).
+    """
+
+    def __init__(
+        self,
+        block: str,
+        layers: tuple[int, int, int, int],
+        groups: int = 1,
+        width_per_group: int = 64,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        neuron: NeuronFactory,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__()
+        make_block: Callable[..., nn.Module]
+        if block == "basic":
+            make_block, expansion = partial(BasicBlock, neuron=neuron), BasicBlock.expansion
+        else:
+            make_block = partial(Bottleneck, neuron=neuron, groups=groups, base_width=width_per_group)
+            expansion = Bottleneck.expansion
+        out_planes = [planes * expansion for planes in (64, 128, 256, 512)]
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.sn1 = neuron()
+        self.layer1 = make_stage(make_block, 64, 64, out_planes[0], layers[0], 1)
+        self.layer2 = make_stage(make_block, out_planes[0], 128, out_planes[1], layers[1], 2)
+        self.layer3 = make_stage(make_block, out_planes[1], 256, out_planes[2], layers[2], 2)
+        self.layer4 = make_stage(make_block, out_planes[2], 512, out_planes[3], layers[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.readout = nn.Identity()
+        self.fc = nn.Linear(out_planes[3], num_classes)
+        self.initialise(step_mode)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.sn1(self.stateless(x, self.conv1, self.bn1, self.maxpool))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return x

@@ -1,0 +1,359 @@
+"""Spiking neurons, single-step and multi-step. The equations are in `snnzoo.ops.reference`.
+
+Classic neurons for training: `IFNode`, `LIFNode`, `ParametricLIFNode`. Neurons of converted networks,
+whose outputs carry their payload (a spike of threshold theta is worth theta, so that per-channel
+thresholds need no rescaled weights): `RateNode`, `DeltaNode`.
+
+Every neuron maps `[N, ...]` to `[N, ...]` (`step_mode="s"`) or `[T, N, ...]` to `[T, N, ...]`
+(`step_mode="m"`), keeps its state until `functional.reset_net`, and computes in float32 when its
+input is half precision.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo import ops, surrogate
+from snnzoo.base import MemoryModule
+from snnzoo.ops import reference
+
+__all__ = [
+    "BaseNode",
+    "IFNode",
+    "LIFNode",
+    "ParametricLIFNode",
+    "RateNode",
+    "DeltaNode",
+    "MultiStepIFNode",
+    "MultiStepLIFNode",
+    "MultiStepParametricLIFNode",
+]
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    """Membranes are float32 or better: half precision loses small currents."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _SpikingModule(MemoryModule):
+    """What every neuron shares: both step modes through one `multi_step`, and the threshold.
+
+    Args:
+        v_threshold: scalar, or `[C]` (then a buffer, saved in the state_dict).
+        step_mode: "s" or "m".
+    """
+
+    v_threshold: float | Tensor
+
+    def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
+        super().__init__(step_mode)
+        self._register_parameter_like("v_threshold", v_threshold)
+        if not bool(torch.as_tensor(self.v_threshold > 0).all()):
+            raise ValueError(f"v_threshold must be positive, got {v_threshold}")
+
+    def _register_parameter_like(self, name: str, value: float | Tensor) -> None:
+        """A scalar is a plain attribute; a per-channel `[C]` tensor is a buffer."""
+        if isinstance(value, Tensor) and value.ndim > 0:
+            if value.ndim != 1:
+                raise ValueError(f"{name} must be a scalar or of shape [C], got shape {list(value.shape)}")
+            self.register_buffer(name, value.detach().clone())
+        else:
+            setattr(self, name, float(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, ...] -> [N, ...]`, or `[T, N, ...] -> [T, N, ...]` in multi-step mode."""
+        if self.step_mode == "s":
+            return self.multi_step(x.unsqueeze(0))[0]
+        if x.ndim < 2:
+            raise ValueError(
+                f"{type(self).__name__} is in multi-step mode and needs x_seq of shape [T, N, ...], "
+                f"got {list(x.shape)}"
+            )
+        return self.multi_step(x)
+
+    def multi_step(self, x_seq: Tensor) -> Tensor:
+        """`x_seq [T, N, ...] -> [T, N, ...]`, starting from the state held and leaving the new one."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        threshold = self.v_threshold
+        shown = f"[{threshold.numel()}]" if isinstance(threshold, Tensor) else threshold
+        return f"v_threshold={shown}, step_mode={self.step_mode!r}"
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing: Any, *rest: Any
+    ) -> None:
+        """Weights of an ANN have no neuron parameters: ours then keep their initial values."""
+        found: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, found, *rest)
+        learnable = {prefix + name for name, _ in self.named_parameters(recurse=False)}
+        missing.extend(key for key in found if key not in learnable)
+        if learnable.intersection(found):
+            warnings.warn(
+                f"{type(self).__name__}: neuron parameters that the checkpoint lacks keep their initial values",
+                stacklevel=2,
+            )
+
+
+class BaseNode(_SpikingModule):
+    """A classic spiking neuron: charge, fire at `v >= v_threshold`, reset.
+
+    Args:
+        v_threshold: scalar, or `[C]` for inputs `[N, C, ...]`.
+        v_reset: hard reset value; None for soft reset (subtract the threshold).
+        surrogate_function: spike function, `surrogate.ATan()` if None.
+        detach_reset: keep the reset out of the gradient.
+        step_mode: "s" or "m".
+
+    Raises:
+        ValueError: if `v_threshold` is not positive, or the state held does not fit the input.
+    """
+
+    v: float | Tensor
+
+    def __init__(
+        self,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(v_threshold, step_mode)
+        self.v_reset = None if v_reset is None else float(v_reset)
+        self.surrogate_function = surrogate_function or surrogate.ATan()
+        self.detach_reset = detach_reset
+        self.register_memory("v", self.v_reset or 0.0)
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        """The membrane potential before firing, from `v [N, ...]` and the input `x [N, ...]`."""
+        raise NotImplementedError
+
+    def initial_v(self, x: Tensor) -> Tensor:
+        """`v` before t = 0, for a step `x [N, ...]` in the dtype to compute in."""
+        return torch.full_like(x, self.v_reset or 0.0)
+
+    def multi_step(self, x_seq: Tensor) -> Tensor:
+        dtype = _state_dtype(x_seq)
+        if isinstance(self.v, Tensor):
+            self.require_shape("v", x_seq.shape[1:])
+            v = self.v.to(dtype)
+        else:
+            v = self.initial_v(torch.empty_like(x_seq[0], dtype=dtype))
+        spikes, self.v = ops.integrate_and_fire(
+            x_seq,
+            v,
+            self.charge,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            surrogate=self.surrogate_function,
+            detach_reset=self.detach_reset,
+        )
+        return spikes.to(x_seq.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, v_reset={self.v_reset}, detach_reset={self.detach_reset}"
+
+
+class IFNode(BaseNode):
+    """Integrate-and-fire: h[t] = v[t-1] + x[t]. Arguments as `BaseNode`."""
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        return reference.charge_if(v, x)
+
+
+class LIFNode(BaseNode):
+    """Leaky integrate-and-fire, at rest at `v_reset` (0 if None).
+
+    h[t] = v[t-1] + (x[t] - (v[t-1] - v_reset)) / tau     (decay_input)
+    h[t] = v[t-1] - (v[t-1] - v_reset) / tau + x[t]       (not decay_input)
+
+    Args:
+        tau: membrane time constant in steps, > 1.
+        decay_input: whether the input decays with the membrane.
+
+    The others are those of `BaseNode`.
+
+    Raises:
+        ValueError: if `tau` is not greater than 1.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode)
+        if not tau > 1:
+            raise ValueError(f"tau must be greater than 1, got {tau}")
+        self.tau = float(tau)
+        self.decay_input = decay_input
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        return reference.charge_lif(
+            v, x, reciprocal_tau=1 / self.tau, v_reset=self.v_reset, decay_input=self.decay_input
+        )
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class ParametricLIFNode(BaseNode):
+    """LIF with a learnable time constant, 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
+
+    Args:
+        init_tau: initial time constant in steps, > 1.
+
+    The others are those of `LIFNode`. `w` is a scalar parameter; weights without it load strictly
+    and leave it as it is.
+
+    Raises:
+        ValueError: if `init_tau` is not greater than 1.
+    """
+
+    def __init__(
+        self,
+        init_tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float | Tensor = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode)
+        if not init_tau > 1:
+            raise ValueError(f"init_tau must be greater than 1, got {init_tau}")
+        self.decay_input = decay_input
+        self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))
+
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
+        reciprocal_tau = self.w.sigmoid().to(v.dtype)
+        return reference.charge_lif(
+            v, x, reciprocal_tau=reciprocal_tau, v_reset=self.v_reset, decay_input=self.decay_input
+        )
+
+    def extra_repr(self) -> str:
+        return f"tau={1 / self.w.sigmoid().item():.4g}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class RateNode(IFNode):
+    """IF neuron of a rate-coded conversion: soft reset, v = theta/2 at first, a spike is worth theta.
+
+    Starting at half the threshold makes the expected conversion error zero (Bu et al. 2022,
+    arXiv 2303.04347). The mean of the outputs over time decodes the ANN's activation.
+
+    Args:
+        v_threshold: theta, scalar or `[C]`.
+        step_mode: "s" or "m".
+    """
+
+    def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
+        super().__init__(v_threshold, v_reset=None, step_mode=step_mode)
+
+    def initial_v(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x) + 0.5 * ops.channel_view(self.v_threshold, x)
+
+    def multi_step(self, x_seq: Tensor) -> Tensor:
+        spikes = super().multi_step(x_seq)
+        return spikes * ops.channel_view(self.v_threshold, x_seq[0])
+
+
+class DeltaNode(_SpikingModule):
+    """Graded-spike neuron that refines an estimate of relu of its input, each step by a finer level.
+
+    m += z[t];  q = v_threshold * gamma^t;  s = q * clip(round((max(m, 0) - o) / q), -K, K);  o += s
+
+    Its inputs and outputs are *differential*: the sum of the outputs over time decodes the activation.
+
+    Args:
+        v_threshold: one level at t = 0, scalar or `[C]`.
+        levels: K >= 1, the largest spike in levels. 1 is ternary; more are graded spikes.
+        gamma: ratio by which a level shrinks each step, in (0, 1].
+        offset: what biases upstream add to every step, scalar or `[C]`; removed at t > 0.
+        differential: False for the neuron that encodes the network's input, which sees the signal itself.
+        step_mode: "s" or "m".
+
+    Raises:
+        ValueError: if an argument is out of range, or the state held does not fit the input.
+    """
+
+    m: float | Tensor
+    o: float | Tensor
+    t: int
+    offset: float | Tensor
+
+    def __init__(
+        self,
+        v_threshold: float | Tensor = 1.0,
+        levels: int = 3,
+        gamma: float = 0.5,
+        offset: float | Tensor = 0.0,
+        differential: bool = True,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(v_threshold, step_mode)
+        if levels < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got {gamma}")
+        self.levels, self.gamma, self.differential = levels, float(gamma), differential
+        self._register_parameter_like("offset", offset)
+        for name, initial in (("m", 0.0), ("o", 0.0), ("t", 0)):
+            self.register_memory(name, initial)
+
+    def multi_step(self, x_seq: Tensor) -> Tensor:
+        dtype = _state_dtype(x_seq)
+        if isinstance(self.m, Tensor) and isinstance(self.o, Tensor):
+            self.require_shape("m", x_seq.shape[1:])
+            m, o = self.m.to(dtype), self.o.to(dtype)
+        else:
+            m = o = torch.zeros_like(x_seq[0], dtype=dtype)
+        outputs, self.m, self.o = ops.delta(
+            x_seq,
+            m,
+            o,
+            self.t,
+            v_threshold=self.v_threshold,
+            levels=self.levels,
+            gamma=self.gamma,
+            offset=self.offset,
+            differential=self.differential,
+        )
+        self.t += len(x_seq)
+        return outputs.to(x_seq.dtype)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, gamma={self.gamma}, {super().extra_repr()}"
+
+
+class MultiStepIFNode(IFNode):
+    """`IFNode(step_mode="m")`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"step_mode": "m", **kwargs})
+
+
+class MultiStepLIFNode(LIFNode):
+    """`LIFNode(step_mode="m")`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"step_mode": "m", **kwargs})
+
+
+class MultiStepParametricLIFNode(ParametricLIFNode):
+    """`ParametricLIFNode(step_mode="m")`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"step_mode": "m", **kwargs})

@@ -1,0 +1,5 @@
+"""The multi-step neuron: every equation that fires, over all T steps at once."""
+
+from snnzoo.ops.reference import channel_view, delta, integrate_and_fire
+
+__all__ = ["channel_view", "delta", "integrate_and_fire"]

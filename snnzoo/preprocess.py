@@ -1,0 +1,100 @@
+"""How an image file becomes a network's input. Plain data, kept in manifest entries and converted files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from snnzoo.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize the shorter side, crop the centre, scale to [0, 1], normalise.
+
+    Args:
+        resize: pixels of the shorter side.
+        crop: pixels of the square cut from the centre.
+        mean, std: per channel, of images in [0, 1].
+        interpolation: "nearest", "bilinear" or "bicubic".
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
+        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        if self.resize < 1 or self.crop < 1:
+            raise ValueError(f"resize and crop must be at least 1 pixel, got {self.resize} and {self.crop}")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}: give one of each a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return {**fields, "mean": list(self.mean), "std": list(self.std)}
+
+    def transform(self) -> Callable[[Image], Tensor]:
+        """A torchvision transform: RGB image to float32 `[C, crop, crop]`."""
+        from torchvision import transforms
+
+        return transforms.Compose(
+            [
+                transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
+                transforms.CenterCrop(self.crop),
+                transforms.ToTensor(),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+PRESETS = {
+    "imagenet": Preprocess(256, 224, _IMAGENET_MEAN, _IMAGENET_STD),
+    "imagenet_v2": Preprocess(232, 224, _IMAGENET_MEAN, _IMAGENET_STD),
+    "cifar10": Preprocess(32, 32, _IMAGENET_MEAN, _IMAGENET_STD),
+    "digits": Preprocess(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def preset(name: str) -> Preprocess:
+    """The preset called `name`; a UsageError that lists them if there is none."""
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UsageError(f"unknown preprocess {name!r}: {suggestion(name, PRESETS, '')} (known: {known})")
+    return PRESETS[name]
+
+
+def override(
+    base: Preprocess,
+    input_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Preprocess:
+    """`base` with what the user gave: `input_size` sets crop, and resize in the same proportion."""
+    if input_size is not None:
+        if input_size < 1:
+            raise UsageError(f"--input-size must be at least 1 pixel, got {input_size}")
+        base = replace(base, resize=round(base.resize * input_size / base.crop), crop=input_size)
+    try:
+        return replace(base, mean=mean or base.mean, std=std or base.std)
+    except ValueError as error:
+        raise UsageError(f"--mean/--std: {error}") from None
