@@ -5,35 +5,47 @@ Names are imported when they are first used, so that `import snnzoo` does not im
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from snnzoo.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snnzoo import checkpoints, conversion, evaluation, functional, layer, models, neuron, ops, surrogate
+    from snnzoo.conversion import convert, load, save
+    from snnzoo.evaluation import evaluate
+    from snnzoo.models import create_model, list_models
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "create_model": "snnzoo.models.registry",
-    "list_models": "snnzoo.models.registry",
-    "convert": "snnzoo.conversion",
-    "load": "snnzoo.conversion",
-    "evaluate": "snnzoo.evaluation",
-}
+__all__ = [
+    "__version__",
+    "checkpoints",
+    "conversion",
+    "convert",
+    "create_model",
+    "evaluate",
+    "evaluation",
+    "functional",
+    "layer",
+    "list_models",
+    "load",
+    "models",
+    "neuron",
+    "ops",
+    "save",
+    "surrogate",
+]
+
 _ROOMS = ("checkpoints", "conversion", "evaluation", "functional", "layer", "models", "neuron", "ops", "surrogate")
-
-__all__ = ["__version__", *_EXPORTS, *_ROOMS]
-
-if TYPE_CHECKING:
-    from snnzoo.conversion import convert, load
-    from snnzoo.evaluation import evaluate
-    from snnzoo.models.registry import create_model, list_models
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _ROOMS:
-        return importlib.import_module(f"snnzoo.{name}")
-    raise AttributeError(f"module 'snnzoo' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        **{room: f"snnzoo.{room}" for room in _ROOMS},
+        "create_model": "snnzoo.models",
+        "list_models": "snnzoo.models",
+        "convert": "snnzoo.conversion",
+        "load": "snnzoo.conversion",
+        "save": "snnzoo.conversion",
+        "evaluate": "snnzoo.evaluation",
+    },
+)

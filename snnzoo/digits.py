@@ -17,8 +17,8 @@ from snnzoo.errors import SnnzooError
 from snnzoo.preprocess import PRESETS
 
 HELD_OUT = 500
-EPOCHS = 8
-BATCH_SIZE = 32
+EPOCHS = 5
+BATCH_SIZE = 48
 
 
 class Digits(torch.utils.data.Dataset[tuple[Tensor, int]]):

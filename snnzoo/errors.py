@@ -25,7 +25,8 @@ class CheckpointError(SnnzooError):
 def suggestion(name: str, known: Iterable[str], see: str) -> str:
     """`Did you mean ...?` for near names, else where to look."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else see
+    listed = " or ".join(filter(None, [", ".join(near[:-1]), *near[-1:]]))
+    return f"did you mean {listed}?" if near else see
 
 
 def first_few(items: Iterable[str], shown: int = 3) -> str:

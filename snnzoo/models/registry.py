@@ -106,6 +106,9 @@ def build(name: str, neuron: str | Callable[[], nn.Module] = "if", **kwargs: Any
         net: SpikingNet = network(neuron=neuron_factory(neuron), **arguments)
     except TypeError as error:
         raise UsageError(f"{name}: {error}") from error
+    net.model_name = name
+    net.model_kwargs = {"num_classes": spec.num_classes, **kwargs}
+    net.model_kwargs.pop("step_mode", None)
     return net
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -136,6 +137,9 @@ class SpikingNet(SpikingModule):
     a `layer.Readout` in a converted one.
     """
 
+    model_name: str  # what the registry built it as, and with which arguments
+    model_kwargs: dict[str, Any]
+    conversion: object | None = None  # of a converted network: how it was made (conversion.Conversion)
     readout: nn.Module
     avgpool: nn.Module
     fc: nn.Module

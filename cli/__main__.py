@@ -1,0 +1,5 @@
+"""`python -m snnzoo.cli`."""
+
+from snnzoo.cli.main import main
+
+main()

@@ -1,0 +1,162 @@
+"""What commands share: options, progress bars, JSON output, messages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snnzoo.errors import UsageError
+from snnzoo.models.registry import list_models
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global debug
+    debug = debug or value
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in list_models() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model of `snnzoo list`.", autocompletion=_complete_model)
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages.")]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")
+]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console; it follows NO_COLOR, and is plain where the stream is not a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One line on standard error."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text.assemble(("Error: ", "bold red"), message))
+
+
+@contextlib.contextmanager
+def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A callback (done, total, description) that draws one bar a description, on a terminal only."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    target = console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=target, transient=True, disable=quiet or not target.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(done: int, total: int, description: str) -> None:
+            if description not in tasks:
+                tasks[description] = bars.add_task(description, total=total or None)
+            bars.update(tasks[description], completed=done, total=total or None)
+
+        yield report
+
+
+def say(message: str, quiet: bool) -> None:
+    """A message for people, on standard error, so that standard output stays the result."""
+    if not quiet:
+        console(stderr=True).print(message, markup=False)
+
+
+def check_json(target: str | None, force: bool) -> None:
+    """Refuse a --json file that could not be written, before any work is done."""
+    from snnzoo.checkpoints.output import check_output
+
+    if target not in (None, "-"):
+        check_output(Path(str(target)), force)
+
+
+def write_json(target: str | None, result: dict[str, Any]) -> bool:
+    """Write `result` where --json asks for it; True if that was standard output."""
+    if target is None:
+        return False
+    text = json.dumps(result, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return True
+    from snnzoo.checkpoints.output import atomic_output
+
+    with atomic_output(Path(target)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return False
+
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """A UsageError that lists the choices, unless `value` is one."""
+    if value not in choices:
+        raise UsageError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_device_and_dtype(device: str, dtype: str) -> None:
+    """Check the names, without importing torch."""
+    check_choice("--dtype", dtype, DTYPES)
+    check_choice("--device", device.partition(":")[0], DEVICES)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: PyTorch finds no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`"0.5,0.5,0.5"` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}") from None
+
+
+def parse_time_steps(text: str) -> list[int]:
+    """`"1,2,4"` as numbers, each at least 1."""
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--time-steps must be numbers such as 1,2,4,8, got {text!r}") from None
+    if min(steps) < 1:
+        raise UsageError(f"--time-steps must be at least 1, got {text}")
+    return sorted(set(steps))

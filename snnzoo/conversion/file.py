@@ -1,0 +1,134 @@
+"""The file that a converted network is kept in: safetensors, the ANN's tensors untouched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import snnzoo
+from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
+from snnzoo.errors import CheckpointError, UsageError
+from snnzoo.models import registry
+from snnzoo.models.resnet import SpikingNet
+from snnzoo.preprocess import Preprocess
+
+FORMAT = "snnzoo/1"
+
+
+@dataclass
+class Conversion:
+    """Where a converted network comes from and how it was made; all that a file holds beside tensors."""
+
+    model: str
+    model_kwargs: dict[str, Any]
+    coding: Coding
+    time_steps: int
+    recipe: dict[str, Any]
+    preprocess: Preprocess | None = None
+    classes: list[str] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the strings of a safetensors header: JSON where it is not a plain name."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "model_kwargs": json.dumps(self.model_kwargs),
+            "coding": json.dumps(self.coding.to_dict()),
+            "time_steps": str(self.time_steps),
+            "recipe": json.dumps(self.recipe),
+            "preprocess": json.dumps(self.preprocess and self.preprocess.to_dict()),
+            "classes": json.dumps(self.classes),
+            "source": json.dumps(self.source),
+            "snnzoo": snnzoo.__version__,
+            "torch": str(torch.__version__),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], source: str) -> Conversion:
+        """The inverse of `to_metadata`.
+
+        Raises:
+            CheckpointError: if the metadata is not that of a converted network.
+        """
+        found = metadata.get("format")
+        if found != FORMAT:
+            what = f"has format {found!r}" if found else "has no snnzoo metadata"
+            raise CheckpointError(f"{source}: {what}, expected {FORMAT!r}: make one with snnzoo convert")
+        try:
+            preprocess = json.loads(metadata["preprocess"])
+            return cls(
+                model=metadata["model"],
+                model_kwargs=dict(json.loads(metadata["model_kwargs"])),
+                coding=coding_from_dict(json.loads(metadata["coding"]), source),
+                time_steps=int(metadata["time_steps"]),
+                recipe=dict(json.loads(metadata["recipe"])),
+                preprocess=preprocess and Preprocess(**preprocess),
+                classes=json.loads(metadata["classes"]),
+                source=dict(json.loads(metadata["source"])),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{source}: its metadata lacks {error.args[0]!r}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{source}: damaged metadata: {error}") from None
+
+
+def save(net: SpikingNet, path: str | Path) -> None:
+    """Write a converted network to a safetensors file: the ANN's tensors untouched, the neurons', and metadata.
+
+    Raises:
+        UsageError: if `net` was not converted.
+        SnnzooError: if the file cannot be written.
+    """
+    conversion = _conversion_of(net)
+    write_safetensors(Path(path), net.state_dict(), conversion.to_metadata())
+
+
+def load(path: str | Path) -> SpikingNet:
+    """Rebuild a converted network from its file alone: multi-step, eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: if the file is not one that `save` wrote.
+    """
+    return load_with_ann(path)[0]
+
+
+def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
+    """As `load`, and the ANN in the same file beside it (single-step, ReLU)."""
+    tensors, metadata = read_safetensors(Path(path))
+    conversion = Conversion.from_metadata(metadata, str(path))
+    try:
+        ann = registry.build(conversion.model, neuron=nn.ReLU, step_mode="s", **conversion.model_kwargs)
+        net = registry.build(conversion.model, neuron=nn.ReLU, step_mode="m", **conversion.model_kwargs)
+    except (UsageError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged metadata: {error}") from None
+    registry.load_ann_weights(ann, {k: v for k, v in tensors.items() if not registry.is_neuron_key(k)}, str(path))
+    try:
+        install(net, conversion.coding, _neuron_parameters(net, tensors))
+        net.load_state_dict(tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: neuron parameter {error.args[0]!r} is missing") from None
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: neuron parameters do not fit: {' '.join(str(error).split())}") from None
+    net.conversion = conversion
+    return net.eval(), ann.eval()
+
+
+def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    prefixes = {site: f"{site}." for site in neuron_sites(net)}
+    return {
+        site: {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for site, prefix in prefixes.items()
+    }
+
+
+def _conversion_of(net: SpikingNet) -> Conversion:
+    if not isinstance(net.conversion, Conversion):
+        raise UsageError("the network was not converted: make one with snnzoo.convert, or load one with snnzoo.load")
+    return net.conversion

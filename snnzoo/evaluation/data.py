@@ -1,0 +1,105 @@
+"""Images to calibrate and evaluate on: ImageFolders, plain folders of images, and the digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from snnzoo.digits import Digits
+from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.evaluation.folders import check_image_folder, list_images
+from snnzoo.preprocess import Preprocess
+
+DIGITS = "digits"
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files with labels, as (tensor, label).
+
+    Raises:
+        SnnzooError: on reading, naming the file, if an image cannot be read.
+    """
+
+    def __init__(self, files: list[Path], labels: list[int], preprocess: Preprocess) -> None:
+        self.files, self.labels = files, labels
+        self.transform = preprocess.transform()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                return self.transform(image.convert("RGB")), self.labels[index]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise SnnzooError(f"{path}: cannot read this image: {error}; remove it or replace it") from None
+
+
+def labelled_data(name: str, preprocess: Preprocess, classes: list[str] | None, num_classes: int) -> Dataset:  # type: ignore[type-arg]
+    """The data set `name`: "digits" (held-out part), or a folder in ImageFolder layout.
+
+    Args:
+        classes: the network's class names, where they are known; folders are matched by them.
+        num_classes: of the network.
+
+    Raises:
+        UsageError: if the folder is not one, or its classes are not the network's.
+    """
+    if name == DIGITS:
+        return Digits("test", preprocess.transform())
+    folders = check_image_folder(Path(name))
+    if classes and set(folders) <= set(classes):
+        index = {folder: classes.index(folder) for folder in folders}
+    elif len(folders) == num_classes:
+        index = {folder: i for i, folder in enumerate(folders)}
+    else:
+        raise UsageError(f"{name} has {len(folders)} class folders, but the network has {num_classes} classes")
+    files, labels = [], []
+    for folder in folders:
+        images = list_images(Path(name, folder))
+        files += images
+        labels += [index[folder]] * len(images)
+    return ImageFiles(files, labels, preprocess)
+
+
+def limited(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:  # type: ignore[type-arg]
+    """A random subset of `limit` samples, the same for the same seed; all of them if None."""
+    if limit is None or limit >= len(data):  # type: ignore[arg-type]
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    return Subset(data, order[:limit].tolist())
+
+
+def calibration_images(
+    name: str,
+    preprocess: Preprocess,
+    samples: int,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Tensor:
+    """`samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
+
+    Raises:
+        UsageError: if the folder has no images.
+        SnnzooError: naming the file, if an image cannot be read.
+    """
+    data: Dataset  # type: ignore[type-arg]
+    if name == DIGITS:
+        data = Digits("train", preprocess.transform())
+    else:
+        files = list_images(Path(name))
+        data = ImageFiles(files, [0] * len(files), preprocess)
+    data = limited(data, samples, seed)
+    total = len(data)  # type: ignore[arg-type]
+    images = []
+    for i in range(total):
+        images.append(data[i][0])
+        if progress:
+            progress(i + 1, total, "reading calibration images")
+    return torch.stack(images)
