@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from snnzoo.cli import common
 
 from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.output import check_output
-from snnzoo.cli import common
 from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.evaluation.folders import list_images
 from snnzoo.models.registry import model_spec, split_tag
@@ -25,8 +25,9 @@ THRESHOLDS = ("max", "percentile")
 
 def convert(
     model: common.ModelArgument,
-    weights: Annotated[str | None, typer.Option(metavar="NAME", help="Weights of `snnzoo list`; the default if none.")]
-    = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Weights of `snnzoo list`; the default if none.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own weights, instead.")] = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Classes of the checkpoint.")] = None,
     recipe: Annotated[str, typer.Option(help="delta (graded spikes, few steps) or rate (binary spikes).")] = "delta",
@@ -50,7 +51,8 @@ def convert(
         str | None, typer.Option(metavar="NAME", help="Preset: imagenet, imagenet_v2, cifar10 or digits.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="File to write.  [default: MODEL-snn.safetensors]")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="File to write.  [default: MODEL-snn.safetensors]"),
     ] = None,
     batch_size: common.BatchSizeOption = 64,
     device: common.DeviceOption = "auto",
@@ -142,9 +144,7 @@ def _origin(name: str, tag: str | None, checkpoint: Path | None, num_classes: in
     return _Origin(entry.tag, entry.preprocess, entry=entry)
 
 
-def _architecture(
-    name: str, state_dict: dict[str, Tensor], num_classes: int | None, origin: _Origin
-) -> dict[str, Any]:
+def _architecture(name: str, state_dict: dict[str, Tensor], num_classes: int | None, origin: _Origin) -> dict[str, Any]:
     """The arguments that build `name` for these weights, as far as their shapes settle them."""
     from snnzoo.models.identify import identify
 

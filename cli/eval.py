@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
 from snnzoo.cli import common
+
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.folders import check_image_folder
 
@@ -55,7 +55,9 @@ def evaluate(
 
     net, ann = conversion.load_with_ann(file)
     info = net.conversion
-    assert isinstance(info, conversion.Conversion) and info.preprocess is not None
+    assert isinstance(info, conversion.Conversion)
+    if info.preprocess is None:
+        raise UsageError(f"{file} does not say how images are preprocessed: convert with snnzoo convert")
     images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"])
     target = common.torch_device(device)
     with common.progress_bars(quiet) as progress:
@@ -99,11 +101,11 @@ def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
     """One row a number of time steps, each beside the ANN."""
     from rich.table import Table
 
-    caption = "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN."
+    caption = "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step."
     if graded:
         caption += " Spikes are graded: they carry several levels."
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events/neuron/step", "images/s"):
+    for heading in ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events", "images/s"):
         table.add_column(heading, justify="right")
     for row in result.results:
         table.add_row(

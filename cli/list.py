@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from snnzoo.cli import common
 
 from snnzoo.checkpoints.fetch import cached
 from snnzoo.checkpoints.manifest import load_manifest
-from snnzoo.cli import common
 from snnzoo.errors import UsageError, suggestion
 from snnzoo.models.registry import MODELS, list_models
 

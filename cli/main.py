@@ -6,13 +6,13 @@ import sys
 from typing import Annotated
 
 import typer
-
-import snnzoo
 from snnzoo.cli import common
 from snnzoo.cli.convert import convert
 from snnzoo.cli.demo import demo
 from snnzoo.cli.eval import evaluate
 from snnzoo.cli.list import list_command
+
+import snnzoo
 from snnzoo.errors import SnnzooError
 
 app = typer.Typer(

@@ -68,7 +68,7 @@ def train_resnet18(
     from torchvision.models import resnet18
 
     data = Digits("train")
-    images = torch.stack([image for image, _ in data])
+    images = torch.stack([data[i][0] for i in range(len(data))])
     labels = torch.tensor(data.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -25,14 +25,14 @@ from snnzoo.ops import reference
 
 __all__ = [
     "BaseNode",
+    "DeltaNode",
     "IFNode",
     "LIFNode",
-    "ParametricLIFNode",
-    "RateNode",
-    "DeltaNode",
     "MultiStepIFNode",
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
+    "ParametricLIFNode",
+    "RateNode",
 ]
 
 
@@ -72,8 +72,7 @@ class _SpikingModule(MemoryModule):
             return self.multi_step(x.unsqueeze(0))[0]
         if x.ndim < 2:
             raise ValueError(
-                f"{type(self).__name__} is in multi-step mode and needs x_seq of shape [T, N, ...], "
-                f"got {list(x.shape)}"
+                f"{type(self).__name__} is in multi-step mode and needs x_seq of shape [T, N, ...], got {list(x.shape)}"
             )
         return self.multi_step(x)
 

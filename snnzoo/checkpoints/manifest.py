@@ -91,8 +91,22 @@ def find(model: str, name: str) -> WeightsEntry:
     raise UsageError(f"{model} has no weights called {name!r}: {hint}")
 
 
-_REQUIRED = {"model": str, "name": str, "layout": str, "num_classes": int, "license": str, "source": str}
-_OPTIONAL = {"url": str, "recipe": str, "sha256": str, "size": (int, float), "default": bool, "metrics": dict}
+_REQUIRED: dict[str, Any] = {
+    "model": str,
+    "name": str,
+    "layout": str,
+    "num_classes": int,
+    "license": str,
+    "source": str,
+}
+_OPTIONAL: dict[str, Any] = {
+    "url": str,
+    "recipe": str,
+    "sha256": str,
+    "size": (int, float),
+    "default": bool,
+    "metrics": dict,
+}
 
 
 def _entry(item: Any, where: str) -> WeightsEntry:

@@ -48,7 +48,9 @@ def _channels_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1)
 
 
-def channel_maxima(ann: SpikingNet, images: Tensor, batch_size: int, report: Callable[[int], None]) -> dict[str, Tensor]:
+def channel_maxima(
+    ann: SpikingNet, images: Tensor, batch_size: int, report: Callable[[int], None]
+) -> dict[str, Tensor]:
     """The largest activation of each channel, `{site: [C]}`.
 
     Args:

@@ -87,9 +87,7 @@ class RateRecipe(Recipe):
     ) -> tuple[Coding, Parameters]:
         thresholds = calibration.channel_maxima(ann, images, batch_size, report)
         if self.threshold == "percentile":
-            thresholds = calibration.channel_percentiles(
-                ann, images, thresholds, self.percentile, batch_size, report
-            )
+            thresholds = calibration.channel_percentiles(ann, images, thresholds, self.percentile, batch_size, report)
         thresholds = calibration.fill_dead_channels(thresholds)
         return RateCoding(), {site: {"v_threshold": theta} for site, theta in thresholds.items()}
 

@@ -118,10 +118,10 @@ def evaluate(
                 progress(done, total, "evaluating")
     results = []
     for row, (t, speed) in enumerate(zip(time_steps, speeds, strict=True)):
-        top1, top5, agreement_rate = (counts[row] / total).tolist()
+        top1, top5, agreement_rate = (counts[row].double() / total).tolist()
         events, operations = meter.events_per_neuron_step(t), meter.synaptic_operations(t)
         results.append(TimeStepResult(t, top1, top5, agreement_rate, speed, events, operations))
-    ann_top1, ann_top5 = (ann_counts / total).tolist()
+    ann_top1, ann_top5 = (ann_counts.double() / total).tolist()
     return Evaluation(total, {"top1": ann_top1, "top5": ann_top5}, results)
 
 
