@@ -54,7 +54,9 @@ class _SpikingModule(MemoryModule):
     def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
         super().__init__(step_mode)
         self._register_parameter_like("v_threshold", v_threshold)
-        if not bool(torch.as_tensor(self.v_threshold > 0).all()):
+        threshold = self.v_threshold
+        positive = bool((threshold.cpu() > 0).all()) if isinstance(threshold, Tensor) else threshold > 0
+        if not positive:
             raise ValueError(f"v_threshold must be positive, got {v_threshold}")
 
     def _register_parameter_like(self, name: str, value: float | Tensor) -> None:
