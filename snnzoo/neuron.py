@@ -41,6 +41,13 @@ def _state_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def _is_positive(value: float | Tensor) -> bool:
+    """Positive and finite, every element; a tensor without data (meta device) is trusted."""
+    if not isinstance(value, Tensor):
+        return 0 < value < math.inf
+    return value.is_meta or bool(((value > 0) & value.isfinite()).all())
+
+
 class _SpikingModule(MemoryModule):
     """What every neuron shares: both step modes through one `multi_step`, and the threshold.
 
@@ -54,10 +61,8 @@ class _SpikingModule(MemoryModule):
     def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
         super().__init__(step_mode)
         self._register_parameter_like("v_threshold", v_threshold)
-        threshold = self.v_threshold
-        positive = bool((threshold.cpu() > 0).all()) if isinstance(threshold, Tensor) else threshold > 0
-        if not positive:
-            raise ValueError(f"v_threshold must be positive, got {v_threshold}")
+        if not _is_positive(self.v_threshold):
+            raise ValueError(f"v_threshold must be positive and finite, got {v_threshold}")
 
     def _register_parameter_like(self, name: str, value: float | Tensor) -> None:
         """A scalar is a plain attribute; a per-channel `[C]` tensor is a buffer."""

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import ResNet34_Weights
 
 import snnzoo
+from helpers import shake_batch_norm
 from snnzoo import functional, neuron
 from snnzoo.errors import UsageError
 from snnzoo.models import registry
@@ -20,18 +22,6 @@ NEURONS = {
     "LIF hard": neuron.LIFNode,
     "LIF soft": functools.partial(neuron.LIFNode, v_reset=None),
 }
-
-
-def shake_batch_norm(net, seed=0):
-    """Random BN statistics and affine parameters, so that no term is left out by being 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.running_var):
-                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-            for tensor in (module.bias, module.running_mean):
-                tensor.data.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-    return net
 
 
 def test_the_zoo_has_every_torchvision_resnet():
@@ -174,10 +164,10 @@ def test_list_models_takes_a_pattern():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: snnzoo.create_model("resnet19"), "unknown model 'resnet19': did you mean resnet18"),
     (lambda: snnzoo.create_model("resnet18", neuron="liff"), "unknown neuron 'liff'.*if, lif, plif"),
-    (lambda: snnzoo.create_model("resnet18", weights="IMAGENET1K_V9"), "no weights called 'IMAGENET1K_V9'.*IMAGENET1K_V1"),
+    (lambda: snnzoo.create_model("resnet18", weights="IMAGENET1K_V9"), "called 'IMAGENET1K_V9'.*IMAGENET1K_V1"),
     (lambda: snnzoo.create_model("resnet18", weights="digits", num_classes=3), "10 classes, not 3"),
     (lambda: snnzoo.create_model("resnet18.digits", weights="IMAGENET1K_V1"), "digits.*IMAGENET1K_V1"),
-    (lambda: snnzoo.create_model("resnet18", weights=torchvision.models.ResNet34_Weights.DEFAULT), "of resnet34, not of resnet18"),
+    (lambda: snnzoo.create_model("resnet18", ResNet34_Weights.DEFAULT), "of resnet34, not of resnet18"),
     (lambda: snnzoo.create_model("resnet18", colour="red"), "colour"),
     (lambda: snnzoo.create_model("resnet20", option="C"), "option must be 'A' or 'B'"),
 ])  # fmt: skip

@@ -150,9 +150,9 @@ def test_multi_step_mode_needs_a_time_axis():
 
 
 def test_step_mode_must_be_s_or_m():
-    with pytest.raises(ValueError, match="'s'.*'m'"):
+    with pytest.raises(ValueError, match=r"'s'.*'m'"):
         neuron.IFNode(step_mode="x")
-    with pytest.raises(ValueError, match="'s'.*'m'"):
+    with pytest.raises(ValueError, match=r"'s'.*'m'"):
         neuron.IFNode().step_mode = "multi"
 
 

@@ -110,7 +110,9 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
         raise CheckpointError(f"{path}: damaged metadata: {error}") from None
     registry.load_ann_weights(ann, {k: v for k, v in tensors.items() if not registry.is_neuron_key(k)}, str(path))
     try:
-        install(net, conversion.coding, _neuron_parameters(net, tensors))
+        parameters = _neuron_parameters(net, tensors)
+        _check_channels(net, parameters, str(path))
+        install(net, conversion.coding, parameters)
         net.load_state_dict(tensors)
     except KeyError as error:
         raise CheckpointError(f"{path}: neuron parameter {error.args[0]!r} is missing") from None
@@ -126,6 +128,19 @@ def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str,
         site: {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for site, prefix in prefixes.items()
     }
+
+
+def _check_channels(net: SpikingNet, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
+    """Every neuron parameter has a value for each channel of the BN before the neuron (`sn1` follows `bn1`)."""
+    for site, tensors in parameters.items():
+        parent, _, last = site.rpartition(".")
+        channels: Any = net.get_submodule(f"{parent}.bn{last[2:]}".lstrip(".")).num_features
+        for name, value in tensors.items():
+            if value.shape != (channels,):
+                raise CheckpointError(
+                    f"{source}: neuron parameters do not fit: {site}.{name} has shape {list(value.shape)} instead of "
+                    f"[{channels}]"
+                )
 
 
 def _conversion_of(net: SpikingNet) -> Conversion:

@@ -1,0 +1,53 @@
+"""Data that tests share. Everything that needs a network or a shared folder is made here or skipped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snnzoo import digits
+from snnzoo.checkpoints.files import write_safetensors
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def cache_with_digits(tmp_path_factory):
+    """A TORCH_HOME in which resnet18.digits is cached already, trained in full."""
+    home = tmp_path_factory.mktemp("torch_home")
+    folder = home / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    write_safetensors(folder / "snnzoo-resnet18-digits.safetensors", digits.train_resnet18(), {})
+    return home
+
+
+@pytest.fixture
+def digits_home(cache_with_digits, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(cache_with_digits))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return cache_with_digits
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """An ImageFolder of digits: 10 classes of 3 PNG files."""
+    root = tmp_path_factory.mktemp("images")
+    data = digits.Digits("test")
+    for label in range(10):
+        folder = root / str(label)
+        folder.mkdir()
+        chosen = [i for i, other in enumerate(data.labels) if other == label][:3]
+        for i in chosen:
+            Image.fromarray(np.asarray(data.images[i])).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def resnet20_checkpoint():
+    """The real CIFAR-10 checkpoint, where the shared folder is there."""
+    path = SHARED / "checkpoints" / "resnet20-12fca82f.th"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return path

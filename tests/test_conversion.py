@@ -1,0 +1,281 @@
+"""ANN-to-SNN conversion: recipes, the file, and what the Python interface takes."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from torch import nn
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo import functional, neuron
+from snnzoo.conversion import build_ann, calibration, codings, load_with_ann
+from snnzoo.conversion.recipes import make_recipe
+from snnzoo.errors import CheckpointError, SnnzooError, UsageError
+
+RECIPES = {
+    "rate, max": ("rate", {"threshold": "max"}),
+    "rate, 99.9 percentile": ("rate", {"threshold": "percentile"}),
+    "delta, ternary": ("delta", {"levels": 1, "gamma": 0.7}),
+    "delta, K=3": ("delta", {"levels": 3, "gamma": 0.5}),
+    "delta, K=7, gamma searched": ("delta", {"levels": 7}),
+}
+
+
+@pytest.fixture(scope="module")
+def ann():
+    """A ResNet with four classes whose activations are alive, in float64."""
+    torch.manual_seed(0)
+    return shake_batch_norm(torchvision.models.resnet18(num_classes=4)).double().eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnext50_32x4d"])
+def test_a_converted_networks_two_patterns_agree_for_static_and_changing_input(name, recipe, images):
+    torch.manual_seed(0)
+    source = shake_batch_norm(snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", num_classes=4)).double()
+    kind, options = RECIPES[recipe]
+    net = snnzoo.convert(source, images, kind, time_steps=4, **options)
+    for x_seq in (images.expand(5, *images.shape), torch.randn(5, 2, 3, 32, 32, dtype=torch.float64)):
+        with torch.inference_mode():
+            functional.reset_net(net)
+            functional.set_step_mode(net, "m")
+            layer_by_layer = net(x_seq)
+            functional.reset_net(net)
+            functional.set_step_mode(net, "s")
+            step_by_step = torch.stack([net(x) for x in x_seq])
+        torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-9, atol=1e-9)
+        assert (layer_by_layer[0] != layer_by_layer[4]).any()
+
+
+@pytest.mark.parametrize(("recipe", "time_steps", "tolerance"), [
+    ("rate, max", 512, 0.15),
+    ("delta, K=3", 16, 0.10),
+    ("delta, K=7, gamma searched", 16, 0.02),
+])  # fmt: skip
+def test_the_logits_approach_the_anns_as_time_goes_on(ann, images, recipe, time_steps, tolerance):
+    kind, options = RECIPES[recipe]
+    net = snnzoo.convert(ann, images, kind, time_steps=16, **options)
+    images = images[:2]
+    with torch.inference_mode():
+        expected = ann(images)
+        early = net(images.expand(1, *images.shape))[-1]
+        for _ in range(time_steps // 16):
+            late = net(images.expand(16, *images.shape))[-1]
+    scale = expected.std()
+    assert (late - expected).abs().mean() < tolerance * scale
+    assert (late - expected).abs().mean() < (early - expected).abs().mean() / 2
+
+
+def test_every_neuron_is_replaced_and_no_ann_tensor_changes(ann, images):
+    net = snnzoo.convert(ann, images)
+    state = net.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in ann.state_dict().items())
+    sites = codings.neuron_sites(net)
+    assert len(sites) == 17
+    assert all(isinstance(net.get_submodule(site), neuron.DeltaNode) for site in sites)
+    extra = {key for key in state if key not in ann.state_dict()}
+    assert extra == {f"{site}.{name}" for site in sites for name in ("v_threshold", "offset")}
+
+
+def test_max_thresholds_are_the_largest_activation_of_each_channel(ann, images):
+    net = snnzoo.convert(ann, images, "rate", threshold="max", batch_size=3)
+    with torch.inference_mode():
+        peak = ann.layer1[0].relu(
+            ann.layer1[0].bn1(ann.layer1[0].conv1(ann.maxpool(ann.relu(ann.bn1(ann.conv1(images))))))
+        )
+    peak, theta = peak.amax((0, 2, 3)), net.layer1[0].sn1.v_threshold
+    assert (peak > 0).sum() > 50
+    torch.testing.assert_close(theta[peak > 0], peak[peak > 0])
+
+
+def test_percentile_thresholds_equal_the_quantile_to_a_bin(ann, images):
+    net = snnzoo.convert(ann, images, "rate", percentile=90.0, batch_size=3)
+    with torch.inference_mode():
+        stem = ann.maxpool(ann.relu(ann.bn1(ann.conv1(images)))).transpose(0, 1).flatten(1)
+    exact, peak = torch.quantile(stem, 0.9, dim=1, interpolation="higher"), stem.amax(1)
+    known = exact > 0
+    assert known.sum() > 40
+    difference = (net.sn1.v_threshold - exact) / peak
+    assert (difference[known].abs() <= 2 / calibration.BINS).all()
+    rare = (exact == 0) & (peak > 0)
+    assert torch.equal(net.sn1.v_threshold[rare], peak[rare])
+
+
+def test_dead_channels_get_a_usable_threshold(ann, images):
+    dying = copy.deepcopy(ann)
+    dying.layer1[0].bn1.weight.data[5] = 0
+    dying.layer1[0].bn1.bias.data[5] = -1
+    for recipe in ("delta", "rate"):
+        net = snnzoo.convert(dying, images, recipe)
+        assert net.layer1[0].sn1.v_threshold[5] > 0
+        assert net(images.expand(4, *images.shape)).isfinite().all()
+
+
+def test_resting_inputs_are_what_biases_alone_send(ann):
+    own = build_ann("resnet18", ann.state_dict(), "ann", num_classes=4).double()
+    rest = calibration.resting_inputs(own)
+    block = ann.layer2[0]
+
+    def bias(bn):
+        return bn.bias - bn.running_mean * bn.weight / (bn.running_var + bn.eps).sqrt()
+
+    torch.testing.assert_close(rest["layer2.0.sn1"], bias(block.bn1))
+    torch.testing.assert_close(rest["layer2.0.sn2"], bias(block.bn2) + bias(block.downsample[1]))
+
+
+class OneCall(nn.Module):
+    """A ResNet's weights in a forward of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.__dict__.update(net.__dict__)
+
+    def forward(self, x):
+        return self.fc(self.avgpool(self.maxpool(x)).flatten(1).repeat(1, 171)[:, :512])
+
+
+def test_convert_takes_wrapped_modules_and_leaves_them_as_they_are(ann, images):
+    expected = snnzoo.convert(ann, images, gamma=0.5)(images.expand(2, *images.shape))
+    training = copy.deepcopy(ann)
+    training.train()
+    training.bn1.eval()
+    before = {key: value.clone() for key, value in training.state_dict().items()}
+    for module in (nn.DataParallel(ann), training, torch.compile(ann, backend="eager")):
+        net = snnzoo.convert(module, images, gamma=0.5)
+        torch.testing.assert_close(net(images.expand(2, *images.shape)), expected)
+    assert training.training
+    assert not training.bn1.training
+    assert all(torch.equal(before[key], value) for key, value in training.state_dict().items())
+
+
+def test_convert_takes_batches_from_a_loader(ann, images):
+    labelled = torch.utils.data.TensorDataset(images, torch.zeros(8))
+    for batches in (torch.utils.data.DataLoader(labelled, 3), [images[:4], images[4:]]):
+        net = snnzoo.convert(ann, batches, gamma=0.5)
+        assert torch.equal(net.sn1.v_threshold, snnzoo.convert(ann, images, gamma=0.5).sn1.v_threshold)
+
+
+def test_a_file_rebuilds_the_network_and_its_ann_exactly(ann, images, tmp_path):
+    for recipe, options in RECIPES.values():
+        net = snnzoo.convert(ann, images, recipe, **options)
+        snnzoo.save(net, tmp_path / "net.safetensors")
+        loaded, loaded_ann = load_with_ann(tmp_path / "net.safetensors")
+        x_seq = images.expand(3, *images.shape)
+        assert torch.equal(loaded.double()(x_seq), net(x_seq))
+        torch.testing.assert_close(loaded_ann.double()(images), ann(images))
+        assert loaded.conversion == net.conversion
+        assert not loaded.training
+
+
+def test_the_file_has_the_anns_keys_untouched_and_the_metadata_of_the_format(ann, images, tmp_path):
+    net = snnzoo.convert(ann, images, levels=3, time_steps=6)
+    snnzoo.save(net, tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        metadata = file.metadata()
+        for key, value in ann.state_dict().items():
+            assert torch.equal(file.get_tensor(key), value)
+        assert file.get_tensor("layer1.0.sn1.v_threshold").shape == (64,)
+    assert metadata["format"] == "snnzoo/1"
+    assert (metadata["model"], metadata["time_steps"]) == ("resnet18", "6")
+    assert json.loads(metadata["coding"])["levels"] == 3
+    assert json.loads(metadata["recipe"])["calibration"]["images"] == 8
+    wanted = {"preprocess", "classes", "source", "snnzoo", "torch", "model_kwargs"}
+    assert wanted <= set(metadata)
+
+
+def damaged_files(net, path):
+    """(what is wrong, message) after writing a damaged file to `path`, one after the other."""
+    from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+
+    snnzoo.save(net, path)
+    tensors, metadata = read_safetensors(path)
+
+    def variant(new_tensors=None, **new_metadata):
+        write_safetensors(path, new_tensors or tensors, {**metadata, **new_metadata})
+
+    def without(key):
+        return {k: v for k, v in tensors.items() if k != key}
+
+    yield variant(format="other/1"), "format 'other/1'"
+    yield variant(coding='{"name": "morse"}'), "unknown coding 'morse'"
+    yield variant(coding="{"), "damaged metadata"
+    yield variant(model="resnet19"), "resnet19"
+    yield variant(time_steps="many"), "damaged metadata"
+    yield variant(preprocess='{"resize": 0}'), "damaged metadata"
+    yield variant(without("layer1.0.conv1.weight")), "1 missing .layer1.0.conv1.weight"
+    yield variant(without("layer1.0.sn1.v_threshold")), "layer1.0.sn1|v_threshold"
+    yield variant({**tensors, "sn1.v_threshold": torch.ones(3)}), "do not fit"
+    yield path.write_bytes(path.read_bytes()[:1000]), "damaged"
+    yield path.write_bytes(b""), "damaged"
+
+
+def test_a_damaged_file_is_one_line_that_names_it(ann, images, tmp_path):
+    path = tmp_path / "net.safetensors"
+    for _, message in damaged_files(snnzoo.convert(ann, images, gamma=0.5), path):
+        with pytest.raises(CheckpointError, match=message) as error:
+            snnzoo.load(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_loading_a_plain_checkpoint_says_to_convert(ann, tmp_path):
+    from snnzoo.checkpoints.files import write_safetensors
+
+    write_safetensors(tmp_path / "ann.safetensors", ann.state_dict(), {})
+    with pytest.raises(CheckpointError, match="snnzoo convert"):
+        snnzoo.load(tmp_path / "ann.safetensors")
+
+
+def test_saving_a_network_that_was_not_converted_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="not converted"):
+        snnzoo.save(snnzoo.create_model("resnet20"), tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"recipe": "dalta"}, "unknown recipe 'dalta': did you mean delta"),
+    ({"colour": 1}, "no option 'colour'"),
+    ({"time_steps": 0}, "time_steps must be at least 1"),
+    ({"levels": 0}, "levels must be at least 1"),
+    ({"gamma": 1.5}, "gamma must be in"),
+    ({"recipe": "rate", "threshold": "median"}, "'max' or 'percentile'"),
+    ({"recipe": "rate", "percentile": 0}, "percentile must be in"),
+    ({"images": []}, "no calibration images"),
+    ({"images": torch.zeros(3, 32, 32)}, r"\[N, C, H, W\]"),
+])  # fmt: skip
+def test_a_wrong_request_is_a_usage_error(ann, images, change, message):
+    arguments = {"ann": ann, "images": images, **change}
+    with pytest.raises(UsageError, match=message):
+        snnzoo.convert(**arguments)
+
+
+def test_what_is_no_resnet_of_the_zoo_is_refused(ann, images):
+    with pytest.raises(CheckpointError, match=r"not a ResNet|no model of the zoo"):
+        snnzoo.convert(torchvision.models.alexnet(), images)
+    with pytest.raises(SnnzooError, match="computes something else"):
+        snnzoo.convert(OneCall(copy.deepcopy(ann)), images)
+
+
+def test_nan_weights_are_reported_with_the_layer(ann, images):
+    broken = copy.deepcopy(ann)
+    broken.layer2[0].conv1.weight.data[0] = float("nan")
+    own = build_ann("resnet18", broken.state_dict(), "ann", num_classes=4).double()
+    with pytest.raises(SnnzooError, match=r"layer2\.0\.sn1"):
+        make_recipe("delta").calibrate(own, images, 4, 8, lambda done: None)
+
+
+def test_progress_reaches_its_total_and_does_not_fall(ann, images):
+    for recipe, options in RECIPES.values():
+        calls = []
+        snnzoo.convert(ann, images, recipe, progress=lambda *call: calls.append(call), **options)  # noqa: B023
+        done, totals, _ = zip(*calls, strict=True)
+        assert list(done) == sorted(done)
+        assert done[-1] == totals[-1]

@@ -1,0 +1,178 @@
+"""Evaluation against counts made by hand."""
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo import functional
+from snnzoo.conversion import build_ann, codings
+from snnzoo.digits import Digits
+from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.evaluation import evaluate
+from snnzoo.evaluation.data import calibration_images, labelled_data, limited
+from snnzoo.preprocess import PRESETS, Preprocess
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(0)
+    weights = shake_batch_norm(torchvision.models.resnet18(num_classes=7)).state_dict()
+    ann, other = (build_ann("resnet18", weights, "weights", num_classes=7) for _ in range(2))
+    return snnzoo.convert(other, torch.randn(8, 3, 32, 32), gamma=0.5), ann
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(10, 3, 32, 32, generator=generator)
+    return torch.utils.data.TensorDataset(images, torch.randint(0, 7, (10,), generator=generator))
+
+
+def test_rates_equal_those_counted_by_hand(networks, data):
+    net, ann = networks
+    images, labels = data.tensors
+    result = evaluate(net, ann, data, [4, 1, 2], batch_size=4)
+    with torch.inference_mode():
+        expected = ann(images)
+        functional.reset_net(net)
+        logits = net(images.expand(4, *images.shape))
+    assert result.images == 10
+    assert result.ann["top1"] == (expected.argmax(1) == labels).double().mean().item()
+    assert [row.time_steps for row in result.results] == [1, 2, 4]
+    for row in result.results:
+        read_out = logits[row.time_steps - 1]
+        assert row.top1 == (read_out.argmax(1) == labels).double().mean().item()
+        top5 = read_out.topk(5).indices
+        assert row.top5 == (top5 == labels[:, None]).any(1).double().mean().item()
+        assert row.agreement == (read_out.argmax(1) == expected.argmax(1)).double().mean().item()
+        assert row.images_per_second > 0
+
+
+def test_results_do_not_depend_on_the_batch_size(networks, data):
+    rows = []
+    for batch_size in (1, 3, 10):
+        result = evaluate(*networks, data, [1, 3], batch_size=batch_size)
+        rows.append([(r.top1, r.top5, r.agreement) for r in result.results])
+        rows[-1].append(round(result.results[1].events_per_neuron_step, 4))
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_a_long_run_in_pieces_reads_out_as_one_in_one_piece(networks, data):
+    net, ann = networks
+    images = data.tensors[0]
+    result = evaluate(net, ann, data, [8, 11], batch_size=10)
+    with torch.inference_mode():
+        functional.reset_net(net)
+        logits = net(images.expand(11, *images.shape))
+    agreement = (logits[10].argmax(1) == ann(images).argmax(1)).double().mean().item()
+    assert result.results[1].agreement == agreement
+
+
+def test_events_and_synaptic_operations_equal_those_counted_event_by_event(networks, data):
+    net, ann = networks
+    images = data.tensors[0][:2]
+    outputs = {}
+    handles = [
+        net.get_submodule(site).register_forward_hook(lambda _m, _x, y, site=site: outputs.update({site: y}))
+        for site in codings.neuron_sites(net)
+    ]
+    with torch.inference_mode():
+        functional.reset_net(net)
+        net(images.expand(3, *images.shape))
+        functional.reset_net(net)
+    for handle in handles:
+        handle.remove()
+    neurons = sum(y[0, 0].numel() for y in outputs.values())
+    events = sum(y.count_nonzero().item() for y in outputs.values())
+    subset = torch.utils.data.TensorDataset(images, torch.zeros(2, dtype=torch.long))
+    row = evaluate(net, ann, subset, [3], batch_size=2).results[0]
+    assert row.events_per_neuron_step == pytest.approx(events / (neurons * 3 * 2))
+
+    # sn1 of a block feeds its conv2 alone; the other neurons feed a conv1, and a downsample where there is one
+    operations = 0.0
+    for name, module in net.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and name != "conv1":
+            stage, block, rest = name.split(".", 2)
+            if rest == "conv2":
+                feeder = f"{stage}.{block}.sn1"
+            elif block == "1":
+                feeder = f"{stage}.0.sn2"
+            else:
+                feeder = "sn1" if stage == "layer1" else f"layer{int(stage[-1]) - 1}.1.sn2"
+            x = outputs[feeder]
+            height = x.shape[-1] // module.stride[0]
+            height = max(height, 1)
+            macs = height * height * module.weight.numel()
+            operations += x.count_nonzero().item() / x[0, 0].numel() * macs
+    assert row.synaptic_operations == pytest.approx(operations / 2)
+
+
+def test_progress_counts_images(networks, data):
+    calls = []
+    evaluate(*networks, data, [1], batch_size=4, progress=lambda *call: calls.append(call[:2]))
+    assert calls == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_time_steps_below_one_and_empty_data_are_errors(networks, data):
+    with pytest.raises(UsageError, match="at least 1"):
+        evaluate(*networks, data, [0, 4])
+    with pytest.raises(SnnzooError, match="no images"):
+        evaluate(*networks, torch.utils.data.Subset(data, []), [1])
+
+
+def test_folders_are_matched_by_class_name_where_names_are_known(image_folder):
+    preprocess = PRESETS["digits"]
+    plain = labelled_data(str(image_folder), preprocess, None, 10)
+    assert sorted(set(plain.labels)) == list(range(10))
+    classes = [f"other{i}" for i in range(5)] + [str(i) for i in range(10)]
+    named = labelled_data(str(image_folder), preprocess, classes, 15)
+    assert named.labels == [label + 5 for label in plain.labels]
+
+
+def test_a_folder_with_another_number_of_classes_is_an_error(image_folder):
+    with pytest.raises(UsageError, match=r"10 class folders.*1000 classes"):
+        labelled_data(str(image_folder), PRESETS["imagenet"], None, 1000)
+
+
+def test_images_equal_those_of_torchvisions_image_folder(image_folder):
+    preprocess = Preprocess(20, 16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic")
+    ours = labelled_data(str(image_folder), preprocess, None, 10)
+    theirs = torchvision.datasets.ImageFolder(image_folder, preprocess.transform())
+    assert len(ours) == len(theirs) == 30
+    for i in (0, 7, 29):
+        assert torch.equal(ours[i][0], theirs[i][0])
+        assert ours[i][1] == theirs[i][1]
+
+
+def test_presets_equal_torchvisions_transforms():
+    image = Image.effect_noise((300, 260), 80).convert("RGB")
+    for name, weights in (
+        ("imagenet", "ResNet50_Weights.IMAGENET1K_V1"),
+        ("imagenet_v2", "ResNet50_Weights.IMAGENET1K_V2"),
+    ):
+        expected = torchvision.models.get_weight(weights).transforms()(image)
+        torch.testing.assert_close(PRESETS[name].transform()(image), expected)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(SnnzooError, match=r"broken\.png: cannot read"):
+        calibration_images(str(tmp_path), PRESETS["digits"], 4)
+
+
+def test_the_same_seed_draws_the_same_images():
+    first, again, other = (calibration_images("digits", PRESETS["digits"], 6, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_held_out_digits_are_not_among_the_training_digits():
+    train, test = Digits("train"), Digits("test")
+    assert (len(train), len(test)) == (1297, 500)
+    seen = {image.tobytes() for image in train.images}
+    assert sum(image.tobytes() in seen for image in test.images) == 0
+    assert len(limited(test, 20)) == 20

@@ -1,0 +1,68 @@
+"""What `pip install` puts where."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source")
+    # a build leaves files beside the sources: build from a copy
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    subprocess.run(
+        ["tar", "cf", source / "all.tar", *filter(None, tracked.stdout.split("\0"))], cwd=REPOSITORY, check=True
+    )
+    subprocess.run(["tar", "xf", "all.tar"], cwd=source, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", folder, source]
+    subprocess.run(command, check=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_adds_only_snnzoo_to_site_packages(wheel):
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"snnzoo"}
+
+
+def test_every_package_of_the_sources_is_in_the_wheel(wheel):
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "snnzoo").rglob("*.py")}
+    sources |= {f"snnzoo/cli/{p.name}" for p in (REPOSITORY / "cli").glob("*.py")}
+    assert sources <= packed
+    assert "snnzoo/py.typed" in packed
+
+
+def test_an_installed_wheel_reads_its_manifest_and_runs(wheel, tmp_path):
+    target = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel], check=True)
+    script = (
+        "import snnzoo, snnzoo.checkpoints.manifest as m, pathlib;"
+        f"assert pathlib.Path(snnzoo.__file__).is_relative_to({str(target)!r});"
+        "print(len(m.load_manifest()))"
+    )
+    # -S -E: nothing but the target and what the running interpreter has for the dependencies
+    path = f"import sys; sys.path.insert(0, {str(target)!r}); "
+    done = subprocess.run(
+        [sys.executable, "-c", path + script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    from snnzoo.checkpoints.manifest import load_manifest
+
+    assert int(done.stdout) == len(load_manifest()) > 20
+    done = subprocess.run(
+        [sys.executable, "-c", path + "from snnzoo.cli.main import main; main()", "list", "resnet20"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "CIFAR10" in done.stdout, done.stderr
+
+
+def test_the_manifest_in_the_package_is_the_one_at_the_top():
+    assert (REPOSITORY / "snnzoo" / "weights_manifest.yaml").resolve() == REPOSITORY / "weights_manifest.yaml"
