@@ -41,6 +41,10 @@ JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output file that exists.")]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option("--manifest", metavar="FILE", exists=True, dir_okay=False, help="More weights, in YAML."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages.")]
 DebugOption = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from snnzoo.cli import common
 
 from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.output import check_output
+from snnzoo.cli import common
 from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.evaluation.folders import list_images
-from snnzoo.models.registry import model_spec, split_tag
+from snnzoo.models.registry import list_weights, model_spec, split_tag
 from snnzoo.preprocess import Preprocess, override, preset
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def convert(
     weights: Annotated[
         str | None, typer.Option(metavar="NAME", help="Weights of `snnzoo list`; the default if none.")
     ] = None,
+    manifest_file: common.ManifestOption = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own weights, instead.")] = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Classes of the checkpoint.")] = None,
     recipe: Annotated[str, typer.Option(help="delta (graded spikes, few steps) or rate (binary spikes).")] = "delta",
@@ -74,7 +75,7 @@ def convert(
     output = output or Path(f"{name}-snn.safetensors")
     if time_steps is not None and time_steps < 1:
         raise UsageError(f"--time-steps must be at least 1, got {time_steps}")
-    origin = _origin(name, tag, checkpoint, num_classes)
+    origin = _origin(name, tag, checkpoint, num_classes, manifest_file)
     recipe_options = _recipe_options(recipe, levels, threshold)
     base = preset(preprocess) if preprocess else origin.preprocess
     settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
@@ -131,14 +132,16 @@ class _Origin:
         return state_dict, {"file": self.checkpoint.name, "sha256": sha256_of(self.checkpoint)}
 
 
-def _origin(name: str, tag: str | None, checkpoint: Path | None, num_classes: int | None) -> _Origin:
+def _origin(
+    name: str, tag: str | None, checkpoint: Path | None, num_classes: int | None, manifest_file: Path | None
+) -> _Origin:
     if checkpoint is not None:
         if tag is not None:
             raise UsageError(f"give either weights ({tag}) or --checkpoint, not both")
         if not checkpoint.is_file():
             raise UsageError(f"--checkpoint {checkpoint}: no such file")
         return _Origin(str(checkpoint), preset(model_spec(name).preprocess), checkpoint=checkpoint)
-    entry = manifest.find(name, tag or "DEFAULT")
+    entry = manifest.find(name, tag or "DEFAULT", list_weights(manifest_file))
     if num_classes not in (None, entry.num_classes):
         raise UsageError(f"weights {entry.tag} have {entry.num_classes} classes: leave --num-classes out")
     return _Origin(entry.tag, entry.preprocess, entry=entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from snnzoo.cli import common
 from snnzoo.cli.eval import is_graded, results_table
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from snnzoo.cli import common
 
+from snnzoo.cli import common
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.folders import check_image_folder
 

@@ -6,13 +6,15 @@ import sys
 from typing import Annotated
 
 import typer
+
+import snnzoo
 from snnzoo.cli import common
 from snnzoo.cli.convert import convert
 from snnzoo.cli.demo import demo
+from snnzoo.cli.download import download
 from snnzoo.cli.eval import evaluate
+from snnzoo.cli.info import info
 from snnzoo.cli.list import list_command
-
-import snnzoo
 from snnzoo.errors import SnnzooError
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_command)
+app.command("info")(info)
+app.command("download")(download)
 app.command("convert")(convert)
 app.command("eval")(evaluate)
 app.command("demo")(demo)

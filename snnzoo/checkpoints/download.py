@@ -2,40 +2,52 @@
 
 The cache is torch.hub's, with its file names, so what torchvision has fetched is found here, and the
 other way round. A download goes to a partial file beside it, which a later try resumes, and gets its
-name once size and hash are right. Nothing here imports torch unless a recipe runs.
+name once size and hash are right. A file found in the cache is checked too, each time that it is
+fetched: hashing takes a fraction of the time of reading the weights. Nothing here imports torch unless
+a recipe runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
+import math
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from snnzoo.checkpoints.manifest import WeightsEntry
 from snnzoo.errors import SnnzooError
 
 Progress = Callable[[int, int, str], None]
 
-TRIES = 4
+TRIES = 4  # in a row that bring the file no further
+BACKOFF = 0.5  # seconds before the second try, doubled before each one after it
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 18
+CHUNK = 1 << 18  # bytes
+MIB = 1 << 20
 
 
 class DownloadError(SnnzooError):
     """A file could not be fetched; the message says where it can be put by hand."""
 
 
+class _Failure(Exception):
+    """A try that failed; `again` says whether another one may help."""
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
 class _Mismatch(Exception):
-    """What was downloaded is not the file that was asked for."""
+    """A file is not the one that was asked for."""
 
 
 def cache_dir() -> Path:
@@ -48,35 +60,180 @@ def cache_dir() -> Path:
     return Path(torch_home).expanduser() / "hub" / "checkpoints"
 
 
-def cached(entry: WeightsEntry) -> Path | None:
-    """The cached file of `entry`, if it is there."""
-    path = cache_dir() / entry.filename
-    return path if path.is_file() else None
+def cache_path(entry: WeightsEntry) -> Path:
+    """Where the file of `entry` is, or would be put."""
+    return cache_dir() / entry.filename
+
+
+def is_cached(entry: WeightsEntry) -> bool:
+    """Whether the cache has a file for `entry`; what is in it is checked by `fetch`."""
+    return cache_path(entry).is_file()
 
 
 def fetch(entry: WeightsEntry, progress: Progress | None = None) -> Path:
-    """The file of a manifest entry, cached or made now.
+    """The file of a manifest entry: cached, downloaded or made now. Its size and hash are right.
+
+    Processes that want the same file at once do the work once: the others wait for the first.
 
     Args:
-        progress: called with (done, total, description).
+        progress: called with (done, total, description); total is 0 where it is not known.
 
     Raises:
-        DownloadError: if it can neither be found nor fetched.
+        DownloadError: if it can neither be found nor fetched, or if the cached file is another one
+            than the entry describes.
     """
-    path = cache_dir() / entry.filename
-    if path.is_file():
-        return path
+    path = cache_path(entry)
+    if not path.is_file():
+        with _lock(path, progress):
+            if not path.is_file():  # another process may have been faster
+                if entry.url:
+                    download(entry.url, path, sha256=entry.sha256, size=entry.size, progress=progress)
+                else:
+                    _run_recipe(entry, path, progress)
+                return path
+    try:
+        _check(path, entry.sha256, entry.size)
+    except _Mismatch as mismatch:
+        raise DownloadError(f"{path} is not {entry.tag}: {mismatch}; delete it, then try again") from None
+    except OSError as error:
+        raise DownloadError(f"cannot read {path}: {error.strerror}") from None
+    return path
+
+
+def download(
+    url: str, path: Path, *, sha256: str | None = None, size: float | None = None, progress: Progress | None = None
+) -> None:
+    """Download `url` to `path`: retried, resumed, and checked before it gets its name.
+
+    An interrupted download leaves `path` with `.part` appended. That is resumed if there is a hash to
+    check the whole by, else begun anew. Proxies are those of the environment (`https_proxy`, `no_proxy`).
+
+    Args:
+        sha256: the file's hash or its first digits, hexadecimal, lower case.
+        size: of the file in MiB, right to three decimals. No more than that is received.
+        progress: called with (bytes so far, bytes in all or 0, description).
+
+    Raises:
+        DownloadError: if it cannot be fetched, is not the file expected, or SNNZOO_OFFLINE is set.
+    """
+    by_hand = f"put it at {path} by hand, or use resnet18 --weights digits, which needs no network"
+    if os.environ.get("SNNZOO_OFFLINE", "0") not in ("", "0"):
+        raise DownloadError(f"{url} is not in the cache, and SNNZOO_OFFLINE is set: {by_hand}")
+    partial = path.with_name(path.name + ".part")
+    try:
+        _download(url, partial, sha256, size, progress)
+        os.replace(partial, path)
+    except (_Failure, _Mismatch) as error:
+        raise DownloadError(f"cannot download {url}: {error}; {by_hand}") from None
+    except OSError as error:
+        raise DownloadError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _download(url: str, partial: Path, sha256: str | None, size: float | None, progress: Progress | None) -> None:
+    """Make `partial` the whole file: try on as long as tries get further, then a few times more."""
+    furthest = failures = 0
+    while True:
+        if sha256 is None:
+            partial.unlink(missing_ok=True)
+        have = _length(partial)
+        try:
+            _transfer(url, partial, have, size, progress)
+            _check(partial, sha256, size)
+            return
+        except _Failure as failure:
+            received = _length(partial)
+            failures = 1 if received > furthest else failures + 1
+            furthest = max(furthest, received)
+            if not failure.again or failures >= TRIES:
+                raise
+        except _Mismatch:
+            partial.unlink(missing_ok=True)
+            failures += 1
+            if not have:
+                raise
+            # else it was begun when the server had another file: once more, from its first byte
+        time.sleep(BACKOFF * 2 ** (failures - 1))
+
+
+def _transfer(url: str, partial: Path, have: int, size: float | None, progress: Progress | None) -> None:
+    """Append to `partial`, which has `have` bytes, what it lacks; a file that is too large is cut off."""
+    response = _open(url, have)
+    if response is None:  # there is no more: the check will say whether that is the whole
+        return
+    low, high = _bounds(size)
+    with response:
+        if url.startswith("https:") and not response.url.startswith("https:"):
+            raise _Failure(f"it leads to {response.url}, which is not https", again=False)
+        if response.status != 206:
+            have = 0  # no Range support: the whole file comes again
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise _Mismatch("the server sent another range than was asked for")
+        expected = low if response.length is None else have + response.length
+        with partial.open("ab" if have else "wb") as file:
+            while have <= high and (chunk := _read(response)):
+                file.write(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(have, expected, f"downloading {partial.name.removesuffix('.part')}")
+    if have < expected:
+        raise _Failure(f"the connection ended after {have} of {expected} bytes", again=True)
+
+
+def _open(url: str, start: int) -> Any:
+    """The server's response from byte `start` on; None if the file has no byte there."""
+    headers = {"User-Agent": "snnzoo", **({"Range": f"bytes={start}-"} if start else {})}
+    with _network():
+        try:
+            return urllib.request.build_opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416 and start:
+                return None
+            raise
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """What has arrived, waiting for the first byte; nothing at the end."""
+    with _network():
+        return response.read1(CHUNK)
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """Turn what goes wrong on the network into a _Failure, so that OSErrors that remain are the disk's."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        again = error.code >= 500 or error.code in (408, 425, 429)
+        raise _Failure(f"HTTP {error.code} {error.reason}", again=again) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        # a url that cannot be parsed, a certificate that is not trusted
+        hopeless = isinstance(reason, ValueError | http.client.InvalidURL)
+        raise _Failure(str(reason) or type(reason).__name__, again=not hopeless) from None
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Hold the lock of a file in the cache; the system frees it even if this process is killed."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DownloadError(f"cannot create the cache folder {path.parent}: {error.strerror}") from None
-    with FileLock(f"{path}.lock"):
-        if not path.is_file():  # another process may have been faster
-            if entry.url:
-                download(entry.url, path, sha256=entry.sha256, progress=progress)
-            else:
-                _run_recipe(entry, path, progress)
-    return path
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                progress(0, 0, f"waiting for another process that fetches {path.name}")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise DownloadError(f"cannot write to the cache folder {path.parent}: {reason}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_recipe(entry: WeightsEntry, path: Path, progress: Progress | None) -> None:
@@ -87,72 +244,30 @@ def _run_recipe(entry: WeightsEntry, path: Path, progress: Progress | None) -> N
     write_safetensors(path, state_dict, {"source": entry.source})
 
 
-def download(url: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
-    """Download `url` to `path`: retried, resumed, and checked before it gets its name.
-
-    Args:
-        sha256: the file's hash or its first digits.
-
-    Raises:
-        DownloadError: if it cannot be fetched, or is not the file expected.
-    """
-    by_hand = f"fetch it by hand to {path}, or use --weights digits, which needs no network"
-    if os.environ.get("SNNZOO_OFFLINE", "0") not in ("", "0"):
-        raise DownloadError(f"{url} is not in the cache, and SNNZOO_OFFLINE is set: {by_hand}")
-    partial = path.with_name(path.name + ".part")
-    reason = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(0.5 * 2**attempt)
-        try:
-            _transfer(url, partial, progress)
-            _check(partial, sha256)
-            os.replace(partial, path)
-            return
-        except _Mismatch as error:
-            partial.unlink(missing_ok=True)
-            reason = str(error)
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}"
-            if error.code == 416:  # the partial file is no part of what the server has
-                partial.unlink(missing_ok=True)
-            elif error.code < 500 and error.code not in (408, 429):
-                break
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-    raise DownloadError(f"cannot download {url}: {reason}; {by_hand}")
+def _bounds(size: float | None) -> tuple[int, int]:
+    """The fewest and the most bytes of a file of `size` MiB, a figure rounded to three decimals."""
+    if size is None:
+        return 0, sys.maxsize
+    return math.floor((size - 0.0005) * MIB), math.ceil((size + 0.0005) * MIB)
 
 
-def _transfer(url: str, partial: Path, progress: Progress | None) -> None:
-    """Fetch what is still missing of `partial`."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "snnzoo"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        if response.status != 206:
-            have = 0  # no Range support: the whole file comes again
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else 0
-        _copy(response, partial, have, total, progress)
-    if total and partial.stat().st_size != total:
-        raise OSError(f"the connection ended after {partial.stat().st_size} of {total} bytes")
+def _check(path: Path, sha256: str | None, size: float | None) -> None:
+    """Raise a _Mismatch unless the file has that size and hash."""
+    low, high = _bounds(size)
+    length = _length(path)
+    if not length:
+        raise _Mismatch("the file is empty")
+    if length > high:
+        raise _Mismatch(f"the file is larger than the expected {size} MiB")
+    if length < low:
+        raise _Mismatch(f"the file has {length} bytes, expected {size} MiB")
+    if sha256 is not None:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if not actual.startswith(sha256):
+            raise _Mismatch(f"its sha256 begins with {actual[: len(sha256)]}, expected {sha256}")
 
 
-def _copy(response: Any, partial: Path, have: int, total: int, progress: Progress | None) -> None:
-    name = partial.name.removesuffix(".part")
-    with partial.open("ab" if have else "wb") as file:
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            have += len(chunk)
-            if progress:
-                progress(have, total, f"downloading {name}")
-
-
-def _check(path: Path, sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if not actual.startswith(sha256):
-        raise _Mismatch(f"its sha256 begins with {actual[: len(sha256)]}, expected {sha256}")
+def _length(path: Path) -> int:
+    """Bytes of a file; 0 if it is not there."""
+    return path.stat().st_size if path.exists() else 0

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnzoo.checkpoints import manifest
@@ -67,6 +68,22 @@ def model_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}: {suggestion(name, MODELS, 'snnzoo list shows all models')}")
     return MODELS[name]
+
+
+def list_weights(manifest_file: Path | None = None) -> tuple[manifest.WeightsEntry, ...]:
+    """Every weights set: the package's, those of the user's config folder and those of `manifest_file`.
+
+    Raises:
+        ManifestError: if an entry is malformed, or is for a model that the zoo has not.
+    """
+    entries = manifest.all_entries(manifest_file)
+    for entry in entries:
+        if entry.model not in MODELS:
+            hint = suggestion(entry.model, MODELS, "snnzoo list shows all models")
+            raise manifest.ManifestError(
+                f"{entry.origin}: {entry.tag}: field 'model' names an unknown model {entry.model!r}: {hint}"
+            )
+    return entries
 
 
 def split_tag(name: str, weights: str | Enum | None = None) -> tuple[str, str | None]:
@@ -137,7 +154,7 @@ def create_model(
     model, tag = split_tag(name, weights)
     if tag is None:
         return build(model, neuron, **kwargs)
-    entry = manifest.find(model, tag)
+    entry = manifest.find(model, tag, list_weights())
     num_classes = kwargs.setdefault("num_classes", entry.num_classes)
     if num_classes != entry.num_classes:
         raise UsageError(
@@ -154,7 +171,7 @@ def weights_of(
 ) -> dict[str, Tensor]:
     """The state dict of a manifest entry in torchvision's key layout, downloaded or made where necessary."""
     from snnzoo.checkpoints import layouts
-    from snnzoo.checkpoints.fetch import fetch
+    from snnzoo.checkpoints.download import fetch
     from snnzoo.checkpoints.files import read_checkpoint
 
     return layouts.to_torchvision(read_checkpoint(fetch(entry, progress)), entry.tag)
