@@ -15,11 +15,16 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = tmp_path_factory.mktemp("source")
     # a build leaves files beside the sources: build from a copy
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
-    if tracked.returncode:
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    if files.returncode:
         pytest.skip("not a git checkout")
     subprocess.run(
-        ["tar", "cf", source / "all.tar", *filter(None, tracked.stdout.split("\0"))], cwd=REPOSITORY, check=True
+        ["tar", "cf", source / "all.tar", *filter(None, files.stdout.split("\0"))], cwd=REPOSITORY, check=True
     )
     subprocess.run(["tar", "xf", "all.tar"], cwd=source, check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", folder, source]
