@@ -45,6 +45,9 @@ ManifestOption = Annotated[
     Path | None,
     typer.Option("--manifest", metavar="FILE", exists=True, dir_okay=False, help="More weights, in YAML."),
 ]
+LayoutOption = Annotated[
+    str | None, typer.Option(metavar="LAYOUT", help="Key layout of the checkpoint, instead of detecting it.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages.")]
 DebugOption = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snnzoo.checkpoints import manifest
+from snnzoo.checkpoints.layout_rules import layout_named
 from snnzoo.checkpoints.output import check_output
 from snnzoo.cli import common
-from snnzoo.errors import CheckpointError, UsageError
+from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.evaluation.folders import list_images
 from snnzoo.models.registry import list_weights, model_spec, split_tag
 from snnzoo.preprocess import Preprocess, override, preset
@@ -19,8 +20,9 @@ from snnzoo.preprocess import Preprocess, override, preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-RECIPES = ("delta", "rate")
-THRESHOLDS = ("max", "percentile")
+RECIPES = ("delta", "differential", "signed", "rate")
+FEW_IMAGES = 64
+THRESHOLDS = ("mse", "balanced", "percentile", "max")
 
 
 def convert(
@@ -30,19 +32,30 @@ def convert(
     ] = None,
     manifest_file: common.ManifestOption = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own weights, instead.")] = None,
+    layout: common.LayoutOption = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Classes of the checkpoint.")] = None,
-    recipe: Annotated[str, typer.Option(help="delta (graded spikes, few steps) or rate (binary spikes).")] = "delta",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="RECIPE",
+            help="delta or differential (graded spikes, few steps), signed (ternary) or rate (binary, many steps).",
+        ),
+    ] = "delta",
     time_steps: Annotated[
         int | None, typer.Option("--time-steps", "-T", metavar="N", help="Steps that the network is meant for.")
     ] = None,
     levels: Annotated[
-        int | None, typer.Option(metavar="K", help="delta: largest spike in levels; 1 is ternary.  [default: 3]")
+        int | None,
+        typer.Option(metavar="K", help="delta: largest spike, 1 is ternary [default: 3]; differential: sizes [8]."),
     ] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="rate: max or percentile (99.9).  [default: percentile]")
+        str | None, typer.Option(metavar="HOW", help="rate: mse, balanced, percentile (99.9) or max.  [default: mse]")
     ] = None,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction/--no-bias-correction", help="rate: take out each channel's mean error.")
+    ] = True,
     calib_data: Annotated[
-        str | None, typer.Option(metavar="DIR|digits", help="Images to calibrate on; labels are not used.")
+        str | None, typer.Option(metavar="DIR|digits", help="Images to calibrate on, without labels; data-free if none.")
     ] = None,
     calib_samples: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 512,
     input_size: Annotated[int | None, typer.Option(metavar="N", help="Pixels of the network's input.")] = None,
@@ -58,6 +71,7 @@ def convert(
     batch_size: common.BatchSizeOption = 64,
     device: common.DeviceOption = "auto",
     seed: common.SeedOption = 0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a line for every layer.")] = False,
     json: common.JsonOption = None,
     force: common.ForceOption = False,
     quiet: common.QuietOption = False,
@@ -75,8 +89,8 @@ def convert(
     output = output or Path(f"{name}-snn.safetensors")
     if time_steps is not None and time_steps < 1:
         raise UsageError(f"--time-steps must be at least 1, got {time_steps}")
-    origin = _origin(name, tag, checkpoint, num_classes, manifest_file)
-    recipe_options = _recipe_options(recipe, levels, threshold)
+    origin = _origin(name, tag, checkpoint, num_classes, manifest_file, layout)
+    recipe_options = _recipe_options(recipe, levels, threshold, bias_correction)
     base = preset(preprocess) if preprocess else origin.preprocess
     settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
     calib_data = _calibration_source(calib_data, origin)
@@ -90,22 +104,29 @@ def convert(
 
     chosen = make_recipe(recipe, **recipe_options)
     with common.progress_bars(quiet) as progress:
-        state_dict, source = origin.read(progress)
+        state_dict, source, notes = origin.read(progress)
+        for line in notes:
+            common.say(line, quiet)
         kwargs = _architecture(name, state_dict, num_classes, origin)
         ann = conversion.build_ann(name, state_dict, origin.title, **kwargs).to(common.torch_device(device))
-        images = calibration_images(calib_data, settings, calib_samples, seed, progress)
+        images = None
+        if calib_data is not None:
+            images = calibration_images(calib_data, settings, calib_samples, seed, progress)
         net = conversion.convert_ann(
             ann,
             images,
             chosen,
             time_steps,
             batch_size=batch_size,
+            seed=seed,
             progress=progress,
             calibration_source=calib_data,
             preprocess=settings,
             source=source,
         )
     conversion.save(net, output)
+    if verbose and json != "-":
+        common.console().print(_layer_table(net.conversion.layers))
     _report(net.conversion, output, json, quiet)
 
 
@@ -117,30 +138,48 @@ class _Origin:
     preprocess: Preprocess
     entry: manifest.WeightsEntry | None = None
     checkpoint: Path | None = None
+    layout: str | None = None
 
-    def read(self, progress: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The state dict in torchvision's keys, and what the converted file says about it."""
+    def read(self, progress: Any) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+        """The state dict in torchvision's keys, what the converted file says about it, and lines for the user."""
         from snnzoo.checkpoints.files import read_checkpoint, sha256_of
-        from snnzoo.checkpoints.layouts import to_torchvision
-        from snnzoo.models.registry import weights_of
+        from snnzoo.checkpoints.layouts import read_layout
+        from snnzoo.models.registry import is_neuron_key, weights_of
 
         if self.entry is not None:
             source = {"weights": self.entry.tag, "url": self.entry.url or self.entry.source}
-            return weights_of(self.entry, progress), source
+            return weights_of(self.entry, progress), source, []
         assert self.checkpoint is not None
-        state_dict = to_torchvision(read_checkpoint(self.checkpoint), self.title)
-        return state_dict, {"file": self.checkpoint.name, "sha256": sha256_of(self.checkpoint)}
+        found = read_layout(read_checkpoint(self.checkpoint), self.title, self.layout)
+        if found.layout.differs and self.layout is None:
+            raise CheckpointError(
+                f"{self.title}: layout {found.layout.name}: {found.layout.differs}, so that the converted network "
+                f"would compute something else; give --layout {found.layout.name} to convert its weights all the same"
+            )
+        source = {"file": self.checkpoint.name, "sha256": sha256_of(self.checkpoint)}
+        neurons = [key for key in found.state_dict if is_neuron_key(key)]
+        left_out = [f"left out {first_few(neurons)}: parameters of neurons, calibrated anew"] if neurons else []
+        return found.state_dict, source, [found.summary, *found.notes, *left_out]
 
 
 def _origin(
-    name: str, tag: str | None, checkpoint: Path | None, num_classes: int | None, manifest_file: Path | None
+    name: str,
+    tag: str | None,
+    checkpoint: Path | None,
+    num_classes: int | None,
+    manifest_file: Path | None,
+    layout: str | None,
 ) -> _Origin:
+    if layout is not None:
+        layout_named(layout)
+        if checkpoint is None:
+            raise UsageError("--layout is for a --checkpoint of yours: weights of the manifest have theirs in it")
     if checkpoint is not None:
         if tag is not None:
             raise UsageError(f"give either weights ({tag}) or --checkpoint, not both")
         if not checkpoint.is_file():
             raise UsageError(f"--checkpoint {checkpoint}: no such file")
-        return _Origin(str(checkpoint), preset(model_spec(name).preprocess), checkpoint=checkpoint)
+        return _Origin(str(checkpoint), preset(model_spec(name).preprocess), checkpoint=checkpoint, layout=layout)
     entry = manifest.find(name, tag or "DEFAULT", list_weights(manifest_file))
     if num_classes not in (None, entry.num_classes):
         raise UsageError(f"weights {entry.tag} have {entry.num_classes} classes: leave --num-classes out")
@@ -149,38 +188,68 @@ def _origin(
 
 def _architecture(name: str, state_dict: dict[str, Tensor], num_classes: int | None, origin: _Origin) -> dict[str, Any]:
     """The arguments that build `name` for these weights, as far as their shapes settle them."""
+    from snnzoo.models import heads
     from snnzoo.models.identify import identify
 
+    heads.infer(state_dict)  # for its error, where the classifier is the trouble
     try:
         found, kwargs = identify(state_dict, origin.title)
     except CheckpointError:
         found, kwargs = name, {}  # the comparison of keys will say what is wrong
     if found != name:
         raise CheckpointError(f"{origin.title}: holds the weights of {found}, not {name}: snnzoo convert {found} ...")
+    classes = kwargs.get("num_classes", num_classes)
+    if num_classes not in (None, classes):
+        raise CheckpointError(f"{origin.title}: has {classes} classes, not {num_classes}: give --num-classes {classes}")
     return kwargs if num_classes is None else {**kwargs, "num_classes": num_classes}
 
 
-def _recipe_options(recipe: str, levels: int | None, threshold: str | None) -> dict[str, Any]:
+def _recipe_options(
+    recipe: str, levels: int | None, threshold: str | None, bias_correction: bool
+) -> dict[str, Any]:
     common.check_choice("--recipe", recipe, RECIPES)
-    if levels is not None and recipe != "delta":
-        raise UsageError(f"--levels is an option of --recipe delta, not of {recipe}")
-    if threshold is not None and recipe != "rate":
-        raise UsageError(f"--threshold is an option of --recipe rate, not of {recipe}")
+    if levels is not None and recipe not in ("delta", "differential"):
+        raise UsageError(f"--levels is an option of --recipe delta or differential, not of {recipe}")
     if levels is not None and levels < 1:
         raise UsageError(f"--levels must be at least 1, got {levels}")
+    if recipe != "rate" and (threshold is not None or not bias_correction):
+        option = "--threshold" if threshold is not None else "--no-bias-correction"
+        raise UsageError(f"{option} is an option of --recipe rate, not of {recipe}")
     if threshold is not None:
         common.check_choice("--threshold", threshold, THRESHOLDS)
-    return {key: value for key, value in (("levels", levels), ("threshold", threshold)) if value is not None}
+    options: dict[str, Any] = {"levels": levels, "threshold": threshold}
+    if not bias_correction:
+        options["bias_correction"] = False
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def _calibration_source(calib_data: str | None, origin: _Origin) -> str:
-    if calib_data is None:
-        if origin.entry is not None and origin.entry.recipe == "digits":
-            return "digits"
-        raise UsageError("--calib-data is missing: give a folder of typical images (a few hundred, without labels)")
-    if calib_data != "digits":
-        list_images(Path(calib_data))
+def _calibration_source(calib_data: str | None, origin: _Origin) -> str | None:
+    """The digits are at hand for their own weights; otherwise there is no data but what the user names."""
+    if calib_data is None and origin.entry is not None and origin.entry.recipe == "digits":
+        return "digits"
+    if calib_data not in (None, "digits"):
+        list_images(Path(str(calib_data)))
     return calib_data
+
+
+def _layer_table(layers: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("neurons", "channels", "threshold", "clipped %", "error", "events"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "neurons" else "right")
+    for layer in layers:
+        table.add_row(
+            layer["site"],
+            str(layer["channels"]),
+            f"{layer['threshold']:.4g}",
+            f"{100 * layer['clipped']:.3f}",
+            f"{layer['error']:.2e}",
+            f"{layer['events']:.3f}",
+        )
+    table.caption = "error: squared, over the mean square of the ANN's activation; events: per neuron and step"
+    table.caption_justify = "left"
+    return table
 
 
 def _report(conversion: Any, output: Path, json: str | None, quiet: bool) -> None:
@@ -193,15 +262,26 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool) -> Non
         "time_steps": conversion.time_steps,
         "preprocess": conversion.preprocess.to_dict(),
         "source": conversion.source,
+        "layers": conversion.layers,
         "size": output.stat().st_size,
     }
     common.write_json(json, result)
     source = conversion.source.get("weights") or conversion.source.get("file")
     pixels = conversion.preprocess.crop
+    images = calibration["images"]
+    how = f"calibrated on {images} images of {calibration['source']}" if images else "data-free"
     common.say(
-        f"{conversion.model} ({source}) -> {conversion.coding}, T={conversion.time_steps}, {pixels}x{pixels} input, "
-        f"calibrated on {calibration['images']} images of {calibration['source']}",
+        f"{conversion.model} ({source}) -> {conversion.coding}, {conversion.coding.spikes}, T={conversion.time_steps}, "
+        f"{pixels}x{pixels} input, {how}",
         quiet,
     )
+    if not images:
+        common.say(
+            "data-free: thresholds are guessed from the BN statistics; expect to need more time steps than with "
+            "--calib-data, a few hundred images without labels",
+            quiet,
+        )
+    elif images < FEW_IMAGES:
+        common.say(f"only {images} calibration images: {FEW_IMAGES} or more make a better network", quiet)
     data = "digits" if calibration["source"] == "digits" else "DIR"
     common.say(f"wrote {output} ({result['size'] / 1e6:.1f} MB); next: snnzoo eval {output} --data {data}", quiet)

@@ -14,7 +14,9 @@ from snnzoo.cli.demo import demo
 from snnzoo.cli.download import download
 from snnzoo.cli.eval import evaluate
 from snnzoo.cli.info import info
+from snnzoo.cli.inspect import inspect
 from snnzoo.cli.list import list_command
+from snnzoo.cli.remap import remap
 from snnzoo.errors import SnnzooError
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ app.command("info")(info)
 app.command("download")(download)
 app.command("convert")(convert)
 app.command("eval")(evaluate)
+app.command("inspect")(inspect)
+app.command("remap")(remap)
 app.command("demo")(demo)
 
 

@@ -1,71 +1,310 @@
-"""Key layouts: from the names a checkpoint uses to torchvision's, which are ours."""
+"""Reading a checkpoint in whatever key layout: from the names it uses to torchvision's, which are ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from snnzoo.checkpoints.layout_rules import FOREIGN, LAYOUTS, Layout, layout_named, writable_layout
+from snnzoo.checkpoints.positional import names_by_position
 from snnzoo.errors import CheckpointError, first_few
+from snnzoo.models import heads
+from snnzoo.models.registry import is_neuron_key
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
+EMA_WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model")
+
+_ROOT = re.compile(r"(conv|bn|sn)\d+|layer\d+|fc|linear|embedder|encoder|classifier|head")
+_EMA_PREFIX = re.compile(r"(model_)?ema(_model)?\.")
+_NOT_OF_THE_NETWORK = re.compile(r"n_averaged$|(criterion|loss\w*|loss_fn|(train|val|valid|test)_\w+)\.")
+_WRAPPING_PARTS = ("module", "_orig_mod")
+_MAX_WRAPPING = 8
 
 
-def unwrap(content: Any, source: str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Unwrapped:
+    """A state dict out of its wrapping.
+
+    Args:
+        state_dict: named tensors.
+        wrapping: what was around it, outermost first: keys of dicts, prefixes with their dot.
+        notes: lines on what was chosen or left out.
+        extra: the plain values beside it (`epoch` ...).
+    """
+
+    state_dict: dict[str, Tensor]
+    wrapping: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A checkpoint read: torchvision's keys, the layout it had, and how sure that is.
+
+    Args:
+        state_dict: in torchvision's keys; a key that the layout does not know is as it was.
+        layout: the layout detected, or asked for.
+        matched, total: keys that the layout knows, of how many.
+        wrapping, notes, extra: as `Unwrapped`; `notes` also says what was assumed.
+    """
+
+    state_dict: dict[str, Tensor]
+    layout: Layout
+    matched: int
+    total: int
+    wrapping: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float:
+        """The share of keys that the layout knows, in [0, 1]."""
+        return self.matched / self.total
+
+    @property
+    def summary(self) -> str:
+        """One line: `layout huggingface (sure: all 122 keys are its own), inside state_dict, module.`"""
+        if self.layout.name == "sequential":
+            sure = f"likely: its {self.total} tensors have the order and shapes of a ResNet"
+        elif self.matched == self.total:
+            sure = f"sure: all {self.total} keys are its own"
+        else:
+            sure = f"{'likely' if self.confidence > 0.9 else 'unsure'}: {self.matched} of {self.total} keys are its own"
+        return f"layout {self.layout.name} ({sure})" + (f", inside {', '.join(self.wrapping)}" if self.wrapping else "")
+
+
+def unwrap(content: Any, source: str) -> Unwrapped:
     """The state dict inside a loaded checkpoint, out of wrapping dicts and common prefixes.
 
     Raises:
-        CheckpointError: if there is none in it.
+        CheckpointError: if there is none in it, or several that nothing tells apart.
     """
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
+    wrapping: list[str] = []
+    notes: list[str] = []
+    extra: dict[str, Any] = {}
+    while isinstance(content, Mapping) and len(wrapping) <= _MAX_WRAPPING:
+        plain, ema = (
+            [key for key in keys if isinstance(content.get(key), Mapping) and _holds_tensors(content[key])]
+            for keys in (WRAPPERS, EMA_WRAPPERS)
+        )
+        found = plain or ema
+        if not found:
             break
-        content = inner
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{source}: holds a {type(content).__name__}, not a state dict of named tensors")
-    not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if not_tensors:
-        raise CheckpointError(f"{source}: not a state dict: {first_few(not_tensors)} are not tensors")
-    state_dict = dict(content)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        if plain and ema:
+            notes.append(f"took {found[0]!r}; the averaged weights in {ema[0]!r} were left out")
+        elif len(found) > 1:
+            notes.append(f"took {found[0]!r}; {', '.join(map(repr, found[1:]))} was left out")
+        wrapping.append(found[0])
+        extra.update({str(key): value for key, value in content.items() if not isinstance(value, (Mapping, Tensor))})
+        content = content[found[0]]
+    tensors = _tensors(content, source, notes, extra)
+    state_dict = _one_network(tensors, source, wrapping, notes)
+    return Unwrapped(state_dict, tuple(wrapping), tuple(notes), extra)
+
+
+def _holds_tensors(content: Mapping[Any, Any], depth: int = 0) -> bool:
+    """Whether there are tensors in it, or in a wrapper in it."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return True
+    inner = [content[key] for key in (*WRAPPERS, *EMA_WRAPPERS) if isinstance(content.get(key), Mapping)]
+    return depth < _MAX_WRAPPING and any(_holds_tensors(value, depth + 1) for value in inner)
+
+
+def _tensors(content: Any, source: str, notes: list[str], extra: dict[str, Any]) -> dict[str, Tensor]:
+    """The named tensors of a dict; plain values such as `epoch` may lie beside them."""
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        kind = "an empty dict" if isinstance(content, Mapping) and not content else f"a {type(content).__name__}"
+        raise CheckpointError(f"{source}: holds {kind}, not a state dict of named tensors")
+    others = [key for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
+    wrong = [str(key) for key in others if not isinstance(key, str) or "." in key]
+    if wrong:
+        raise CheckpointError(f"{source}: not a state dict: {first_few(wrong)} are not tensors with a name")
+    if others:
+        extra.update({key: content[key] for key in others if not isinstance(content[key], Mapping)})
+        notes.append(f"left out {first_few(others)}, no tensors")
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _one_network(
+    state_dict: dict[str, Tensor], source: str, wrapping: list[str], notes: list[str]
+) -> dict[str, Tensor]:
+    """Without what surrounds the one network's keys: wrapping parts, other modules' keys, a common prefix."""
+    for part in _WRAPPING_PARTS:
+        if any(part in key.split(".")[:-1] for key in state_dict):
+            wrapping.append(f"{part}.")
+            shortened = (".".join(p for p in key.split(".") if p != part) for key in state_dict)
+            state_dict = _renamed(state_dict, shortened, source)
+    state_dict = _leave_out(state_dict, _NOT_OF_THE_NETWORK, "not of the network", notes)
+    state_dict = _leave_out(state_dict, _EMA_PREFIX, "averaged weights", notes)
+    for _ in range(_MAX_WRAPPING):
+        prefixes = {key.partition(".")[0] for key in state_dict}
+        prefix = next(iter(prefixes))
+        if len(prefixes) > 1 or _ROOT.fullmatch(prefix) or not all("." in key for key in state_dict):
+            break
+        wrapping.append(f"{prefix}.")
+        state_dict = {key.removeprefix(f"{prefix}."): value for key, value in state_dict.items()}
+    networks = sorted({key.partition(".")[0] for key in state_dict if re.match(r"[A-Za-z_]\w*\.conv1\.weight$", key)})
+    if len(networks) > 1:
+        names = ", ".join(f"{name}." for name in networks)
+        raise CheckpointError(f"{source}: holds several networks ({names}): save the one you mean alone")
     return state_dict
 
 
-def to_torchvision(content: Any, source: str) -> dict[str, Tensor]:
-    """The state dict of a loaded checkpoint with torchvision's keys.
+def _leave_out(
+    state_dict: dict[str, Tensor], pattern: re.Pattern[str], what: str, notes: list[str]
+) -> dict[str, Tensor]:
+    """Without the keys that match, unless all do."""
+    out = [key for key in state_dict if pattern.match(key)]
+    if not out or len(out) == len(state_dict):
+        return state_dict
+    notes.append(f"left out {first_few(out)}: {what}")
+    return {key: value for key, value in state_dict.items() if key not in set(out)}
+
+
+def _renamed(state_dict: Mapping[str, Tensor], names: Iterable[str], source: str) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
+    for (key, value), name in zip(state_dict.items(), names, strict=True):
+        if name in renamed:
+            raise CheckpointError(
+                f"{source}: {origins[name]} and {key} both stand for {name}: say which layout it is with --layout"
+            )
+        renamed[name], origins[name] = value, key
+    return renamed
+
+
+def to_torchvision(content: Any, source: str, layout: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a loaded checkpoint with torchvision's keys: `read_layout(...).state_dict`."""
+    return read_layout(content, source, layout).state_dict
+
+
+def read_layout(content: Any, source: str, layout: str | None = None) -> Detected:
+    """Find the key layout of a loaded checkpoint, and translate it to torchvision's.
+
+    Args:
+        content: a state dict, or dicts around one; as `checkpoints.files.read_checkpoint` returns it.
+        source: named in errors.
+        layout: one of `LAYOUTS`, instead of detection; keys that it does not know are then left out.
 
     Raises:
-        CheckpointError: if it holds no state dict.
+        UsageError: for an unknown `layout`.
+        CheckpointError: if it holds no state dict, is in no layout known or in either of several, or is the
+            checkpoint of another architecture.
     """
-    state_dict = unwrap(content, source)
-    rename = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
-    return {rename.get(key, key): value for key, value in state_dict.items()}
+    asked = None if layout is None else layout_named(layout)
+    unwrapped = unwrap(content, source)
+    _refuse_foreign(unwrapped.state_dict, source)
+    total, notes = len(unwrapped.state_dict), list(unwrapped.notes)
+    chosen, names = (
+        _detect(unwrapped.state_dict, source) if asked is None else (asked, _names(unwrapped.state_dict, asked))
+    )
+    if asked is not None:
+        if not names:
+            raise CheckpointError(f"{source}: no key is of layout {asked.name}: leave --layout out to detect it")
+        unknown = [key for key in unwrapped.state_dict if key not in names]
+        if unknown:
+            notes.append(f"left out {first_few(unknown)}: layout {asked.name} does not know them")
+    kept = {key: value for key, value in unwrapped.state_dict.items() if asked is None or key in names}
+    state_dict = _renamed(kept, (names.get(key, key) for key in kept), source)
+    _refuse_other_norms(state_dict, source)
+    notes.extend(_assumptions(chosen, state_dict))
+    return Detected(state_dict, chosen, len(names), total, unwrapped.wrapping, tuple(notes), unwrapped.extra)
+
+
+def _assumptions(layout: Layout, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """What the keys leave open, a line each."""
+    notes = []
+    if layout.assumes:
+        notes.append(f"layout {layout.name}: assumed that {layout.assumes}")
+    if layout.differs:
+        notes.append(f"layout {layout.name}: {layout.differs}, so that the same weights compute something else")
+    try:
+        head = heads.infer(state_dict)[1]
+    except CheckpointError as error:  # the names can be told even so
+        head = str(error)
+    return [*notes, head] if head else notes
+
+
+def _names(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, str]:
+    """torchvision's name for each key that the layout knows."""
+    if layout.name == "sequential":
+        return names_by_position(state_dict) or {}
+    return {key: name for key in state_dict if (name := layout.to_torchvision(key)) is not None}
+
+
+def _detect(state_dict: Mapping[str, Tensor], source: str) -> tuple[Layout, dict[str, str]]:
+    """The layout that knows most of the keys, with its names for them."""
+    known = {layout.name: _names(state_dict, layout) for layout in LAYOUTS.values() if layout.rules}
+    best = max(len(set(names.values())) for names in known.values())
+    if best < len(state_dict) / 2:
+        by_position = names_by_position(state_dict)
+        if by_position is not None:
+            return LAYOUTS["sequential"], by_position
+        raise CheckpointError(
+            f"{source}: its keys ({first_few(state_dict)}) are in no layout known ({', '.join(LAYOUTS)}), or it is no "
+            f"ResNet; say which layout it is with --layout"
+        )
+    first, *others = (name for name, names in known.items() if len(set(names.values())) == best)
+    rivals = [name for name in others if known[name] != known[first]]
+    if rivals:
+        raise CheckpointError(
+            f"{source}: could be in layout {' or '.join([first, *rivals])}, {best} of its {len(state_dict)} keys each: "
+            f"say which with --layout"
+        )
+    return LAYOUTS[first], known[first]
+
+
+def _refuse_foreign(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse what its keys show to be no torchvision ResNet, though many keys may be alike."""
+    for key in state_dict:
+        reason = next((reason for pattern, reason in FOREIGN if pattern.search(key)), None)
+        if reason:
+            raise CheckpointError(
+                f"{source}: no torchvision ResNet: it has {reason}, see {key}; the zoo has no such model"
+            )
+
+
+def _refuse_other_norms(state_dict: Mapping[str, Tensor], source: str) -> None:
+    if "bn1.weight" in state_dict and not any(key.endswith(".running_mean") for key in state_dict):
+        raise CheckpointError(
+            f"{source}: its normalisation keeps no running statistics (GroupNorm, LayerNorm): the zoo has BN only"
+        )
+
+
+def from_torchvision(state_dict: Mapping[str, Tensor], layout: str, source: str = "state dict") -> dict[str, Tensor]:
+    """A state dict in torchvision's keys in another layout, the inverse of `to_torchvision`.
+
+    Raises:
+        UsageError: if there is no such layout, or it can only be read.
+        CheckpointError: if the layout has no name for a key.
+    """
+    chosen = writable_layout(layout)
+    names = {key: chosen.from_torchvision(key) for key in state_dict}
+    unnamed = [key for key, name in names.items() if name is None]
+    if unnamed:
+        raise CheckpointError(f"{source}: layout {layout} has no name for {first_few(unnamed)}")
+    return _renamed(state_dict, (str(names[key]) for key in state_dict), source)
 
 
 def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    """Compare the keys and shapes that a model expects with a checkpoint's.
+    """Compare the keys and shapes that a model expects with a checkpoint's; neurons' parameters do not count.
 
     `num_batches_tracked` may be missing: BN counts batches for training only.
 
     Raises:
         CheckpointError: with the first few keys of each kind that do not fit, and their number.
     """
-    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in given if key not in expected]
-    misshapen = [
-        f"{key} {list(given[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in given and given[key].shape != value.shape
-    ]
-    classifier = [text for text in misshapen if text.startswith("fc.")]
-    if classifier and len(classifier) == len(misshapen) and not missing and not unexpected:
-        classes, wanted = len(given["fc.bias"]), len(expected["fc.bias"])
-        raise CheckpointError(f"{source}: has {classes} classes, not {wanted}: give --num-classes {classes}")
+    missing, unexpected, misshapen = compare(expected, given)
+    others = [text for text in misshapen if not text.startswith("fc.")]
+    if misshapen and not (others or missing or unexpected):
+        classes, wanted = (tensors[_last_classifier_weight(tensors)].shape[0] for tensors in (given, expected))
+        if classes != wanted:
+            raise CheckpointError(f"{source}: has {classes} classes, not {wanted}: give --num-classes {classes}")
     problems = [
         f"{len(keys)} {kind} ({first_few(keys)})"
         for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
@@ -73,3 +312,19 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
     ]
     if problems:
         raise CheckpointError(f"{source}: keys do not fit the model: {'; '.join(problems)}")
+
+
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Keys missing, keys unexpected, and a text on each tensor of another shape; without neurons' parameters."""
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} {list(given[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in given and given[key].shape != value.shape and not is_neuron_key(key)
+    ]
+    return [k for k in missing if not is_neuron_key(k)], [k for k in unexpected if not is_neuron_key(k)], misshapen
+
+
+def _last_classifier_weight(tensors: Mapping[str, Tensor]) -> str:
+    return [key for key, value in tensors.items() if key.startswith("fc.") and value.ndim == 2][-1]

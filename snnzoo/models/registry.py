@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,7 +17,10 @@ from snnzoo.errors import CheckpointError, UsageError, suggestion
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from snnzoo.models.heads import Description
     from snnzoo.models.resnet import SpikingNet
+
+_NEURON_KEY = re.compile(r"(^|\.)(downsample_)?sn\d*\.")
 
 NEURONS = {"if": "IFNode", "lif": "LIFNode", "plif": "ParametricLIFNode"}
 
@@ -114,19 +118,45 @@ def neuron_factory(neuron: str | Callable[[], nn.Module]) -> Callable[[], nn.Mod
     return factory
 
 
-def build(name: str, neuron: str | Callable[[], nn.Module] = "if", **kwargs: Any) -> SpikingNet:
-    """Model `name` with fresh weights. `kwargs` as `create_model`."""
+def build(
+    name: str, neuron: str | Callable[[], nn.Module] = "if", head: Description | None = None, **kwargs: Any
+) -> SpikingNet:
+    """Model `name` with fresh weights. Arguments as `create_model`."""
     spec = model_spec(name)
     network = getattr(importlib.import_module(spec.module), spec.network)
     arguments = {"num_classes": spec.num_classes, **spec.kwargs, **kwargs}
+    if head is not None:
+        arguments["num_classes"] = _classes_of(head, kwargs.get("num_classes"))
     try:
         net: SpikingNet = network(neuron=neuron_factory(neuron), **arguments)
     except TypeError as error:
         raise UsageError(f"{name}: {error}") from error
     net.model_name = name
-    net.model_kwargs = {"num_classes": spec.num_classes, **kwargs}
+    net.model_kwargs = {"num_classes": arguments["num_classes"], **kwargs}
     net.model_kwargs.pop("step_mode", None)
+    if head is not None:
+        _replace_classifier(net, head)
     return net
+
+
+def _classes_of(head: Description, num_classes: int | None) -> int:
+    from snnzoo.models import heads
+
+    classes = heads.features(head)[1]
+    if num_classes not in (None, classes):
+        raise UsageError(f"the head has {classes} classes, not {num_classes}: give --num-classes {classes}")
+    return classes
+
+
+def _replace_classifier(net: SpikingNet, head: Description) -> None:
+    """Put the classifier that `head` describes at `net.fc`: stateless, and after the readout."""
+    from snnzoo.models import heads
+
+    wanted, given = getattr(net.fc, "in_features", None), heads.features(head)[0]
+    if wanted != given:
+        raise UsageError(f"{net.model_name}: the head takes {given} features, but the network has {wanted}")
+    net.fc = heads.build(head)
+    net.model_kwargs["head"] = head
 
 
 def create_model(
@@ -142,7 +172,8 @@ def create_model(
         weights: a weights name of the manifest, "DEFAULT", or a torchvision `Weights` member.
         neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
             `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
-        kwargs: `num_classes`, `in_channels`, `step_mode`, and `option` for CIFAR ResNets.
+        kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, and `head`, the
+            description of a classifier of several layers (`models.heads`) instead of one Linear layer.
 
     Raises:
         UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
@@ -174,7 +205,7 @@ def weights_of(
     from snnzoo.checkpoints.download import fetch
     from snnzoo.checkpoints.files import read_checkpoint
 
-    return layouts.to_torchvision(read_checkpoint(fetch(entry, progress)), entry.tag)
+    return layouts.to_torchvision(read_checkpoint(fetch(entry, progress)), entry.tag, entry.layout)
 
 
 def load_ann_weights(net: SpikingNet, state_dict: dict[str, Tensor], source: str) -> None:
@@ -186,14 +217,18 @@ def load_ann_weights(net: SpikingNet, state_dict: dict[str, Tensor], source: str
     from snnzoo.checkpoints.layouts import check_fits
 
     own = net.state_dict()
-    neuron_parameters = {key for key in own if is_neuron_key(key)}
-    check_fits({key: value for key, value in own.items() if key not in neuron_parameters}, state_dict, source)
-    missing, _ = net.load_state_dict(state_dict, strict=False)
-    if set(missing) - neuron_parameters:
-        raise CheckpointError(f"{source}: keys missing: {', '.join(missing)}")
+    check_fits(own, state_dict, source)
+    usable = {
+        key: value
+        for key, value in state_dict.items()
+        if not is_neuron_key(key) or (key in own and own[key].shape == value.shape)
+    }
+    missing, _ = net.load_state_dict(usable, strict=False)
+    lost = [key for key in missing if not is_neuron_key(key) and not key.endswith("num_batches_tracked")]
+    if lost:
+        raise CheckpointError(f"{source}: keys missing: {', '.join(lost)}")
 
 
 def is_neuron_key(key: str) -> bool:
-    """Whether a state_dict key belongs to a neuron (`sn1.w`, `layer1.0.sn2.v_threshold`)."""
-    parts = key.split(".")
-    return len(parts) > 1 and parts[-2].startswith("sn") and parts[-2][2:].isdigit()
+    """Whether a state_dict key belongs to a neuron (`sn1.w`, `layer1.0.sn2.module.surrogate_function.alpha`)."""
+    return _NEURON_KEY.search(key) is not None

@@ -1,0 +1,139 @@
+"""What a checkpoint file holds, found out without trusting it."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo.checkpoints import layouts
+from snnzoo.checkpoints.files import read_checkpoint, read_safetensors, sha256_of
+from snnzoo.errors import CheckpointError, SnnzooError
+from snnzoo.models import registry
+from snnzoo.models.identify import Architecture, architecture
+
+
+def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
+    """All there is to say about a checkpoint, as plain data.
+
+    Returns:
+        `file`, `format`, `size` (bytes), `sha256`, `tensors` (their number), `elements`, `dtypes` (elements of
+        each), `not_finite` (elements that are NaN or infinite, by key), `layout` (`name`, `confidence`, `summary`,
+        `wrapping`, `notes`; or an `error`), `model` (see `Architecture`), `missing`, `unexpected` and
+        `misshapen` keys against that model (None without a model), `neuron_parameters` (their keys), `metadata`.
+
+    Raises:
+        UsageError: for an unknown `layout`.
+        CheckpointError: if the file cannot be read, or holds no state dict.
+    """
+    tensors, metadata = _read(path)
+    unwrapped = layouts.unwrap(tensors, str(path))
+    values = unwrapped.state_dict
+    report: dict[str, Any] = {
+        "file": str(path),
+        "format": _format(path),
+        "size": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "tensors": len(values),
+        "elements": sum(value.numel() for value in values.values()),
+        "dtypes": _dtypes(values),
+        "not_finite": {key: bad for key, value in values.items() if (bad := _not_finite(value))},
+        **_reading(tensors, layout, path, bool(metadata.get("format"))),
+        "metadata": {**{key: value for key, value in unwrapped.extra.items() if _is_plain(value)}, **metadata},
+    }
+    return report
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_checkpoint(path), {}
+
+
+def _format(path: Path) -> str:
+    """The container of the tensors: safetensors, or one of three that torch.save has written."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix == ".json":
+        return "safetensors, sharded"
+    if zipfile.is_zipfile(path):
+        return "PyTorch (zip)"
+    return "PyTorch (tar, before 0.1.10)" if tarfile.is_tarfile(path) else "PyTorch (pickle, before 1.6)"
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    elements: Counter[str] = Counter()
+    for value in tensors.values():
+        elements[str(value.dtype).removeprefix("torch.")] += value.numel()
+    return dict(elements.most_common())
+
+
+def _not_finite(value: Tensor) -> int:
+    """How many elements are NaN or infinite."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return 0
+    try:
+        return int(value.numel() - value.isfinite().sum())
+    except (RuntimeError, NotImplementedError):  # no such operation for this 8-bit type
+        return int(value.numel() - value.float().isfinite().sum())
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _reading(content: Any, layout: str | None, path: Path, ours: bool) -> dict[str, Any]:
+    """The layout, the model and how well they fit."""
+    report: dict[str, Any] = dict.fromkeys(("model", "missing", "unexpected", "misshapen"))
+    if ours and layout is None:
+        layout = "spikingjelly"  # torchvision's names and neurons' parameters
+    try:
+        found = layouts.read_layout(content, str(path), layout)
+    except CheckpointError as error:
+        return {"layout": {"error": str(error).removeprefix(f"{path}: ")}, **report, "neuron_parameters": []}
+    report["layout"] = {
+        "name": "snnzoo" if ours else found.layout.name,
+        "confidence": found.confidence,
+        "summary": f"layout snnzoo (sure: all {found.total} keys are its own)" if ours else found.summary,
+        "wrapping": list(found.wrapping),
+        "notes": list(found.notes),
+    }
+    report["neuron_parameters"] = [key for key in found.state_dict if registry.is_neuron_key(key)]
+    try:
+        guess = architecture(found.state_dict)
+        report["model"] = _describe_model(guess)
+        if guess.name is not None:
+            net = _build(guess)
+            keys = layouts.compare(net.state_dict(), found.state_dict)
+            report.update(zip(("missing", "unexpected", "misshapen"), keys, strict=True))
+    except SnnzooError as error:
+        report["layout"]["notes"].append(str(error))
+    return report
+
+
+def _describe_model(guess: Architecture) -> dict[str, Any]:
+    return {
+        "name": guess.name,
+        "depth": guess.depth,
+        "block": guess.block,
+        "stages": list(guess.stages),
+        "groups": guess.groups,
+        "width_per_group": guess.width_per_group,
+        "in_channels": guess.in_channels,
+        "classes": guess.num_classes,
+        "shortcut_option": guess.option,
+        "head": guess.head,
+    }
+
+
+def _build(guess: Architecture) -> nn.Module:
+    """The model guessed, shapes without data."""
+    assert guess.name is not None
+    with torch.device("meta"):
+        return registry.build(guess.name, nn.ReLU, step_mode="s", **guess.kwargs)

@@ -1,0 +1,96 @@
+"""ResNets whose layers have numbers for names (`0.0.weight`), known by the order and shapes of their layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo.models import registry
+
+_RANK = {"conv1": 1, "bn1": 2, "conv2": 3, "bn2": 4, "conv3": 5, "bn3": 6, "downsample": 7, "shortcut": 7}
+
+
+def names_by_position(state_dict: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """torchvision's name for each key, where the layers are those of a model of the zoo in its order.
+
+    The order is the file's or, since safetensors files are sorted by name, that of the numbers in the keys.
+    Everything before the first Linear layer must match one model in kind and shape; what follows is `fc`.
+    """
+    if not any(re.search(r"(^|\.)\d+\.", key) for key in state_dict):
+        return None
+    for keys in (list(state_dict), sorted(state_dict, key=_numeric_order)):
+        layers: dict[str, dict[str, Tensor]] = {}
+        for key in keys:
+            path, _, leaf = key.rpartition(".")
+            layers.setdefault(path, {})[leaf] = state_dict[key]
+        body = [path for path, tensors in layers.items() if not _is_classifier(tensors)]
+        if list(layers)[: len(body)] != body:
+            continue
+        own = _matching_paths([layers[path] for path in body])
+        if own is not None:
+            names = dict(zip(body, own, strict=True)) | _classifier_paths([path for path in layers if path not in body])
+            return {f"{path}.{leaf}": f"{names[path]}.{leaf}" for path in layers for leaf in layers[path]}
+    return None
+
+
+def _numeric_order(key: str) -> list[tuple[int, int, str]]:
+    parts = key.split(".")[:-1]
+    return [(0, int(part), "") if part.isdecimal() else (1, _RANK.get(part, 99), part) for part in parts]
+
+
+def _is_classifier(tensors: Mapping[str, Tensor]) -> bool:
+    return "weight" in tensors and tensors["weight"].ndim == 2
+
+
+def _classifier_paths(paths: list[str]) -> dict[str, str]:
+    """`fc` for one Linear layer; `fc.0`, `fc.3` ... for several, numbered as they are."""
+    if len(paths) == 1:
+        return {paths[0]: "fc"}
+    numbers = [int(number) if (number := path.rpartition(".")[2]).isdecimal() else None for path in paths]
+    first = next((number for number in numbers if number is not None), 0)
+    return {
+        path: f"fc.{index if number is None else number - first}"
+        for index, (path, number) in enumerate(zip(paths, numbers, strict=True))
+    }
+
+
+def _matching_paths(layers: list[Mapping[str, Tensor]]) -> list[str] | None:
+    """The paths of the layers of the one model of the zoo that has these shapes in this order."""
+    convolutions = [layer["weight"] for layer in layers if "weight" in layer and layer["weight"].ndim == 4]
+    if not convolutions or len(layers) != 2 * len(convolutions):
+        return None
+    for net in _candidates(len(convolutions), convolutions[0].shape[1]):
+        own = [
+            (path, module) for path, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
+        ]
+        if all(_fits(module, layer) for (_, module), layer in zip(own, layers, strict=True)):
+            return [path for path, _ in own]
+    return None
+
+
+def _fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    own = {name: value.shape for name, value in module.state_dict().items() if name != "num_batches_tracked"}
+    return own == {name: value.shape for name, value in tensors.items() if name != "num_batches_tracked"}
+
+
+def _candidates(convolutions: int, in_channels: int) -> Iterator[Any]:
+    """The models with that many convolutions, on the meta device: shapes without data."""
+    for name, spec in registry.MODELS.items():
+        for options, count in _convolutions(spec.kwargs):
+            if count == convolutions:
+                with torch.device("meta"):
+                    yield registry.build(name, nn.ReLU, in_channels=in_channels, **options)
+
+
+def _convolutions(kwargs: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """The options of a model, each with the number of its convolutions."""
+    if "blocks" in kwargs:
+        plain = 1 + 6 * kwargs["blocks"]
+        return [({"option": "A"}, plain), ({"option": "B"}, plain + 2)]
+    if kwargs["block"] == "basic":
+        return [({}, 1 + 2 * sum(kwargs["layers"]) + 3)]
+    return [({}, 1 + 3 * sum(kwargs["layers"]) + 4)]
