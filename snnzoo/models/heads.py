@@ -18,7 +18,7 @@ from snnzoo.errors import CheckpointError, UsageError
 Description = list[Any] | dict[str, Any]
 
 _MAX_FEATURES, _MAX_WEIGHTS, _MAX_LAYERS, _MAX_DEPTH = 1 << 20, 1 << 28, 64, 8
-_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 def _size(value: Any) -> int:
@@ -143,7 +143,7 @@ def _flat(description: Any, depth: int = 0) -> list[list[Any]]:
         _layer(description)
         return [description]
     if isinstance(description, dict):
-        wrong = [name for name in description if not isinstance(name, str) or not _NAME.fullmatch(name)]
+        wrong = [name for name in description if not _is_name(name)]
         if wrong:
             raise ValueError(f"{wrong[0]!r} cannot be the name of a layer")
         description = list(description.values())
@@ -155,6 +155,16 @@ def _flat(description: Any, depth: int = 0) -> list[list[Any]]:
     if len(layers) > _MAX_LAYERS:
         raise ValueError(f"it has more than {_MAX_LAYERS} layers")
     return layers
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a module can have a child of that name: a word that `nn.Sequential` does not use itself."""
+    return (
+        isinstance(name, str)
+        and _NAME.fullmatch(name) is not None
+        and name != "training"
+        and not hasattr(nn.Sequential, name)
+    )
 
 
 def _layer(description: list[Any]) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
@@ -232,7 +242,7 @@ def _infer(tensors: Mapping[str, Tensor], path: str, state: _State, assumed: lis
         groups.setdefault(name, {})[rest] = value
     if all(name.isdecimal() and str(int(name)) == name for name in groups):
         return _infer_numbered({int(name): groups[name] for name in groups}, path, state, assumed)
-    if not all(_NAME.fullmatch(name) for name in groups):
+    if not all(_is_name(name) for name in groups):
         raise CheckpointError(f"classifier {path}*: the order of its layers {', '.join(groups)} is not known")
     named: dict[str, Any] = {}
     for name, group in groups.items():
