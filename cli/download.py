@@ -36,7 +36,7 @@ def download(
     entries = list_weights(manifest_file)
     chosen = [manifest.find(model, weights or "DEFAULT", entries) for model, weights in map(split_tag, names)]
     files = []
-    for entry in dict.fromkeys(chosen):
+    for entry in {entry.tag: entry for entry in chosen}.values():
         with common.progress_bars(quiet) as progress:
             path = fetch(entry, progress)
         files.append({"tag": entry.tag, "path": str(path), "size": path.stat().st_size})

@@ -107,4 +107,5 @@ def print_table(table: Table) -> None:
     """Print a table unabridged: on a narrow terminal its lines wrap, in a pipe they are as long as they are."""
     console = common.console()
     wanted = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    console.print(table, width=max(wanted, console.width))
+    console.width = max(wanted, console.width)
+    console.print(table)

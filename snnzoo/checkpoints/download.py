@@ -162,8 +162,9 @@ def _transfer(url: str, partial: Path, have: int, size: float | None, progress: 
         return
     low, high = _bounds(size)
     with response:
-        if url.startswith("https:") and not response.url.startswith("https:"):
-            raise _Failure(f"it leads to {response.url}, which is not https", again=False)
+        scheme = url.partition(":")[0]
+        if not response.url.startswith(scheme):  # http may lead to https, but neither to less
+            raise _Failure(f"it leads to {response.url}, which is not {scheme}", again=False)
         if response.status != 206:
             have = 0  # no Range support: the whole file comes again
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,12 +126,28 @@ def _package_manifest() -> tuple[WeightsEntry, ...]:
     return _parse(importlib.resources.files("snnzoo").joinpath(FILE_NAME).read_text("utf-8"), FILE_NAME)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, in Python because libyaml's overflows the stack, that takes no field twice.
+
+    Without that, an entry whose leading dash was forgotten would silently replace the one above it.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if key.id == "scalar"] if node.id == "mapping" else []
+        for i, key in enumerate(keys):
+            if key.value in (other.value for other in keys[:i]):
+                problem = f"field {_shown(key.value)} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse(text: str, origin: str) -> tuple[WeightsEntry, ...]:
     """The entries of a manifest's text; no tag and no model's default may come twice."""
     try:
-        items = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        items = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-13-45
-        raise ManifestError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ManifestError(f"{origin}: not valid YAML: {reason}") from None
     if items is None:  # nothing but comments
         return ()
     if not isinstance(items, list):
