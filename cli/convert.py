@@ -55,7 +55,8 @@ def convert(
         bool, typer.Option("--bias-correction/--no-bias-correction", help="rate: take out each channel's mean error.")
     ] = True,
     calib_data: Annotated[
-        str | None, typer.Option(metavar="DIR|digits", help="Images to calibrate on, without labels; data-free if none.")
+        str | None,
+        typer.Option(metavar="DIR|digits", help="Images to calibrate on; data-free if none."),
     ] = None,
     calib_samples: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 512,
     input_size: Annotated[int | None, typer.Option(metavar="N", help="Pixels of the network's input.")] = None,
@@ -125,9 +126,7 @@ def convert(
             source=source,
         )
     conversion.save(net, output)
-    if verbose and json != "-":
-        common.console().print(_layer_table(net.conversion.layers))
-    _report(net.conversion, output, json, quiet)
+    _report(net.conversion, output, json, quiet, verbose)
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,7 @@ def _architecture(name: str, state_dict: dict[str, Tensor], num_classes: int | N
     return kwargs if num_classes is None else {**kwargs, "num_classes": num_classes}
 
 
-def _recipe_options(
-    recipe: str, levels: int | None, threshold: str | None, bias_correction: bool
-) -> dict[str, Any]:
+def _recipe_options(recipe: str, levels: int | None, threshold: str | None, bias_correction: bool) -> dict[str, Any]:
     common.check_choice("--recipe", recipe, RECIPES)
     if levels is not None and recipe not in ("delta", "differential"):
         raise UsageError(f"--levels is an option of --recipe delta or differential, not of {recipe}")
@@ -252,7 +249,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> Any:
     return table
 
 
-def _report(conversion: Any, output: Path, json: str | None, quiet: bool) -> None:
+def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbose: bool) -> None:
     calibration = conversion.recipe["calibration"]
     result = {
         "file": str(output),
@@ -266,6 +263,8 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool) -> Non
         "size": output.stat().st_size,
     }
     common.write_json(json, result)
+    if verbose and json != "-" and conversion.layers:
+        common.console().print(_layer_table(conversion.layers))
     source = conversion.source.get("weights") or conversion.source.get("file")
     pixels = conversion.preprocess.crop
     images = calibration["images"]

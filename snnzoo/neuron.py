@@ -1,8 +1,7 @@
 """Spiking neurons, single-step and multi-step. The equations are in `snnzoo.ops.reference`.
 
-Classic neurons for training: `IFNode`, `LIFNode`, `ParametricLIFNode`. Neurons of converted networks,
-whose outputs carry their payload (a spike of threshold theta is worth theta, so that per-channel
-thresholds need no rescaled weights): `RateNode`, `DeltaNode`.
+The classic neurons, for training: `IFNode`, `LIFNode`, `ParametricLIFNode`. Those of converted networks are
+in `snnzoo.conversion.neurons`.
 
 Every neuron maps `[N, ...]` to `[N, ...]` (`step_mode="s"`) or `[T, N, ...]` to `[T, N, ...]`
 (`step_mode="m"`), keeps its state until `functional.reset_net`, and computes in float32 when its
@@ -25,18 +24,17 @@ from snnzoo.ops import reference
 
 __all__ = [
     "BaseNode",
-    "DeltaNode",
     "IFNode",
     "LIFNode",
     "MultiStepIFNode",
     "MultiStepLIFNode",
     "MultiStepParametricLIFNode",
     "ParametricLIFNode",
-    "RateNode",
+    "ThresholdNode",
 ]
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
+def state_dtype(x: Tensor) -> torch.dtype:
     """Membranes are float32 or better: half precision loses small currents."""
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -48,7 +46,7 @@ def _is_positive(value: float | Tensor) -> bool:
     return value.is_meta or bool(((value > 0) & value.isfinite()).all())
 
 
-class _SpikingModule(MemoryModule):
+class ThresholdNode(MemoryModule):
     """What every neuron shares: both step modes through one `multi_step`, and the threshold.
 
     Args:
@@ -60,11 +58,11 @@ class _SpikingModule(MemoryModule):
 
     def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
         super().__init__(step_mode)
-        self._register_parameter_like("v_threshold", v_threshold)
+        self.register_per_channel("v_threshold", v_threshold)
         if not _is_positive(self.v_threshold):
             raise ValueError(f"v_threshold must be positive and finite, got {v_threshold}")
 
-    def _register_parameter_like(self, name: str, value: float | Tensor) -> None:
+    def register_per_channel(self, name: str, value: float | Tensor) -> None:
         """A scalar is a plain attribute; a per-channel `[C]` tensor is a buffer."""
         if isinstance(value, Tensor) and value.ndim > 0:
             if value.ndim != 1:
@@ -107,7 +105,7 @@ class _SpikingModule(MemoryModule):
             )
 
 
-class BaseNode(_SpikingModule):
+class BaseNode(ThresholdNode):
     """A classic spiking neuron: charge, fire at `v >= v_threshold`, reset.
 
     Args:
@@ -146,7 +144,7 @@ class BaseNode(_SpikingModule):
         return torch.full_like(x, self.v_reset or 0.0)
 
     def multi_step(self, x_seq: Tensor) -> Tensor:
-        dtype = _state_dtype(x_seq)
+        dtype = state_dtype(x_seq)
         if isinstance(self.v, Tensor):
             self.require_shape("v", x_seq.shape[1:])
             v = self.v.to(dtype)
@@ -252,96 +250,6 @@ class ParametricLIFNode(BaseNode):
 
     def extra_repr(self) -> str:
         return f"tau={1 / self.w.sigmoid().item():.4g}, decay_input={self.decay_input}, {super().extra_repr()}"
-
-
-class RateNode(IFNode):
-    """IF neuron of a rate-coded conversion: soft reset, v = theta/2 at first, a spike is worth theta.
-
-    Starting at half the threshold makes the expected conversion error zero (Bu et al. 2022,
-    arXiv 2303.04347). The mean of the outputs over time decodes the ANN's activation.
-
-    Args:
-        v_threshold: theta, scalar or `[C]`.
-        step_mode: "s" or "m".
-    """
-
-    def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
-        super().__init__(v_threshold, v_reset=None, step_mode=step_mode)
-
-    def initial_v(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x) + 0.5 * ops.channel_view(self.v_threshold, x)
-
-    def multi_step(self, x_seq: Tensor) -> Tensor:
-        spikes = super().multi_step(x_seq)
-        return spikes * ops.channel_view(self.v_threshold, x_seq[0])
-
-
-class DeltaNode(_SpikingModule):
-    """Graded-spike neuron that refines an estimate of relu of its input, each step by a finer level.
-
-    m += z[t];  q = v_threshold * gamma^t;  s = q * clip(round((max(m, 0) - o) / q), -K, K);  o += s
-
-    Its inputs and outputs are *differential*: the sum of the outputs over time decodes the activation.
-
-    Args:
-        v_threshold: one level at t = 0, scalar or `[C]`.
-        levels: K >= 1, the largest spike in levels. 1 is ternary; more are graded spikes.
-        gamma: ratio by which a level shrinks each step, in (0, 1].
-        offset: what biases upstream add to every step, scalar or `[C]`; removed at t > 0.
-        differential: False for the neuron that encodes the network's input, which sees the signal itself.
-        step_mode: "s" or "m".
-
-    Raises:
-        ValueError: if an argument is out of range, or the state held does not fit the input.
-    """
-
-    m: float | Tensor
-    o: float | Tensor
-    t: int
-    offset: float | Tensor
-
-    def __init__(
-        self,
-        v_threshold: float | Tensor = 1.0,
-        levels: int = 3,
-        gamma: float = 0.5,
-        offset: float | Tensor = 0.0,
-        differential: bool = True,
-        step_mode: str = "s",
-    ) -> None:
-        super().__init__(v_threshold, step_mode)
-        if levels < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-        self.levels, self.gamma, self.differential = levels, float(gamma), differential
-        self._register_parameter_like("offset", offset)
-        for name, initial in (("m", 0.0), ("o", 0.0), ("t", 0)):
-            self.register_memory(name, initial)
-
-    def multi_step(self, x_seq: Tensor) -> Tensor:
-        dtype = _state_dtype(x_seq)
-        if isinstance(self.m, Tensor) and isinstance(self.o, Tensor):
-            self.require_shape("m", x_seq.shape[1:])
-            m, o = self.m.to(dtype), self.o.to(dtype)
-        else:
-            m = o = torch.zeros_like(x_seq[0], dtype=dtype)
-        outputs, self.m, self.o = ops.delta(
-            x_seq,
-            m,
-            o,
-            self.t,
-            v_threshold=self.v_threshold,
-            levels=self.levels,
-            gamma=self.gamma,
-            offset=self.offset,
-            differential=self.differential,
-        )
-        self.t += len(x_seq)
-        return outputs.to(x_seq.dtype)
-
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}, gamma={self.gamma}, {super().extra_repr()}"
 
 
 class MultiStepIFNode(IFNode):

@@ -153,7 +153,6 @@ MISTAKES = {
     "threshold of another recipe": (["convert", "resnet18.digits", "--threshold", "max"], 2, "--recipe rate"),
     "weights and checkpoint": ([*CONVERT, "--weights", "digits"], 2, "not both"),
     "checkpoint is missing": (["convert", "resnet18", "--checkpoint", "nowhere.pth"], 2, "nowhere.pth: no such file"),
-    "calibration data is missing": (["convert", "resnet18", "--checkpoint", "{pth}"], 2, "--calib-data is missing"),
     "calibration folder is empty": ([*CONVERT[:4], "--calib-data", "{empty}"], 2, "has no images"),
     "mean no numbers": ([*CONVERT, "--mean", "a,b,c"], 2, "--mean"),
     "std zero": ([*CONVERT, "--std", "0,1,1"], 2, "std must be positive"),

@@ -1,128 +1,255 @@
-"""Statistics of an ANN's activations on calibration images, per channel, layer by layer.
+"""Layer-by-layer calibration: each neuron is fitted to what reaches it when those before it are converted.
 
-Memory stays bounded: activations are reduced batch by batch, never kept.
+The ANN and the spiking network run side by side, segment by segment (the stem, then block by block). Only
+the input of the current segment is kept, and of what reaches a neuron a random sample of positions: memory
+is bounded, whatever the network's depth and the number of images.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snnzoo.conversion.codings import neuron_sites
+from snnzoo.conversion.codings import Coding, neuron_sites, set_neuron
 from snnzoo.errors import SnnzooError
+from snnzoo.functional import reset_net, set_step_mode
 from snnzoo.models.resnet import SpikingNet
 
-Progress = Callable[[int, int, str], None]
-BINS = 2048
+Parameters = dict[str, dict[str, Tensor]]
+Batches = list[tuple[Tensor, Tensor]]  # inputs of a segment: the ANN's [N, ...], the spiking network's [T, N, ...]
+
+KEPT_BYTES = 2 << 30  # inputs of a segment, of both networks: more images than fit are left out
+SAMPLED_VALUES = 1 << 23  # inputs of one neuron site, T included
+SAMPLED_POSITIONS = 1 << 14  # of each channel
 
 
-@contextlib.contextmanager
-def _observed(ann: SpikingNet, observe: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `observe(site, input, output)` at every neuron site; what it returns replaces the output."""
+@dataclass
+class SiteReport:
+    """How well one neuron site stands for the ANN's ReLU, on the sampled positions.
 
-    def hook(site: str) -> Callable[[Any, Any, Tensor], Tensor | None]:
-        return lambda _, inputs, output: observe(site, inputs[0], output)
+    `threshold` is the median over channels; `clipped` the share of activations beyond what T steps can
+    represent; `error` the squared error of the decoded output over the mean square of the ANN's
+    activation; `events` the share of neurons and steps with a spike.
+    """
 
-    handles = [ann.get_submodule(site).register_forward_hook(hook(site)) for site in neuron_sites(ann)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    site: str
+    channels: int
+    threshold: float
+    clipped: float
+    error: float
+    events: float
 
-
-def _run(ann: SpikingNet, images: Tensor, batch_size: int, report: Callable[[int], None]) -> None:
-    parameter = next(ann.parameters())
-    with torch.inference_mode():
-        for batch in images.split(batch_size):
-            ann(batch.to(parameter.device, parameter.dtype))
-            report(len(batch))
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def _channels_first(x: Tensor) -> Tensor:
-    """`[N, C, ...] -> [C, everything else]`."""
-    return x.transpose(0, 1).flatten(1)
+@dataclass
+class Site:
+    """One neuron site to fit: what reaches it, and what it should send.
+
+    Shapes: `x_seq [T, M, C]` inputs at M sampled positions, upstream converted; `target [M, C]` the ANN's
+    activations there; `peak [C]` their maximum over all positions; `percentile [C]` the percentile that
+    `calibrate` was asked for, over all positions; `offset [C]` what biases add to every step.
+    """
+
+    name: str
+    coding: Coding
+    encodes_input: bool
+    x_seq: Tensor
+    target: Tensor
+    peak: Tensor
+    percentile: Tensor
+    offset: Tensor
+
+    def parameters(self, v_threshold: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of the neuron with this threshold and bias `[C]`."""
+        bias = torch.zeros_like(v_threshold) if bias is None else bias
+        known = {"v_threshold": v_threshold, "bias": bias, "offset": self.offset}
+        return {name: known[name] for name in self.coding.parameter_names}
+
+    def run(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the neuron would send: `[T, M, C]`."""
+        node: Any = self.coding.make_node(self.parameters(v_threshold, bias), self.encodes_input)
+        return node.multi_step(self.x_seq)
+
+    def residual(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the decoded output would lack: `[M, C]`."""
+        return self.target - self.coding.decode(self.run(v_threshold, bias))
+
+    def report(self, parameters: dict[str, Tensor]) -> SiteReport:
+        theta = parameters["v_threshold"]
+        outputs = self.run(theta, parameters["bias"])
+        error = (self.target - self.coding.decode(outputs)).square().sum()
+        clipped = self.target > theta * self.coding.span(len(self.x_seq)) * (1 + 1e-6)
+        return SiteReport(
+            self.name,
+            len(theta),
+            theta.median().item(),
+            clipped.double().mean().item(),
+            (error / self.target.square().sum().clamp(min=1e-30)).item(),
+            (outputs.count_nonzero() / outputs.numel()).item(),
+        )
 
 
-def channel_maxima(
-    ann: SpikingNet, images: Tensor, batch_size: int, report: Callable[[int], None]
-) -> dict[str, Tensor]:
-    """The largest activation of each channel, `{site: [C]}`.
+def calibrate(
+    ann: SpikingNet,
+    images: Tensor,
+    coding: Coding,
+    fit: Callable[[Site], dict[str, Tensor]],
+    time_steps: int,
+    *,
+    batch_size: int,
+    seed: int,
+    percentile: float = 100.0,
+    report: Callable[[int], None] = lambda images: None,
+) -> tuple[Parameters, list[SiteReport]]:
+    """Fit every neuron site in turn.
 
     Args:
         ann: ReLU network, single-step, in eval mode.
-        images: `[N, C, H, W]`.
+        images: calibration images, `[N, C, H, W]`.
+        coding: of all neurons.
+        fit: chooses the parameters of one site.
+        time_steps: T that the network is meant for.
+        seed: of the sampled positions.
+        percentile: of each channel's activations, for `Site.percentile`.
+        report: called with the number of images done, `work(...)` in all.
+
+    Returns:
+        for each site its parameters, and its report.
 
     Raises:
         SnnzooError: if an activation is NaN or infinite.
     """
-    maxima: dict[str, Tensor] = {}
+    snn = copy.deepcopy(ann)
+    set_step_mode(snn, "m")
+    weight = next(ann.parameters())
+    images = images[: images_that_fit(ann, images, time_steps)].to(weight.device, weight.dtype)
+    batches = [(x, x.expand(time_steps, *x.shape)) for x in images.split(batch_size)]
+    offsets = resting_inputs(ann)
+    generator = torch.Generator().manual_seed(seed)
+    parameters: Parameters = {}
+    reports: list[SiteReport] = []
+    segments, sites = snn.segments(), neuron_sites(snn)
+    with torch.inference_mode():
+        for segment, ann_segment in ann.segments().items():
+            for name in (site for site in sites if site.rpartition(".")[0] == segment):
+                collector = _Collector(ann.get_submodule(name), snn.get_submodule(name), percentile, generator)
+                for x, x_seq in batches:
+                    reset_net(snn)
+                    collector.run(ann_segment, segments[segment], x, x_seq, len(images))
+                    report(len(x))
+                site = collector.site(name, coding, name == sites[0], offsets[name])
+                parameters[name] = fit(site)
+                reports.append(site.report(parameters[name]))
+                set_neuron(snn, name, coding.make_node(parameters[name], site.encodes_input))
+            for i, (x, x_seq) in enumerate(batches):
+                reset_net(snn)
+                batches[i] = ann_segment(x), segments[segment](x_seq)
+                report(len(x))
+    return parameters, reports
 
-    def observe(site: str, _: Tensor, output: Tensor) -> None:
-        peak = _channels_first(output).amax(1)
-        maxima[site] = torch.maximum(maxima[site], peak) if site in maxima else peak
 
-    with _observed(ann, observe):
-        _run(ann, images, batch_size, report)
-    for site, peak in maxima.items():
+def work(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
+    """What `calibrate` reports in all."""
+    return (len(neuron_sites(ann)) + len(ann.segments())) * images_that_fit(ann, images, time_steps)
+
+
+def images_that_fit(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
+    """How many of `images` can be run with no more than `KEPT_BYTES` kept; at least one batch of 16."""
+    weight = next(ann.parameters())
+    x, largest = images[:1].to(weight.device, weight.dtype), 0
+    with torch.inference_mode():
+        for segment in ann.segments().values():
+            x = segment(x)
+            largest = max(largest, x.numel() * x.element_size())
+    return min(len(images), max(16, KEPT_BYTES // (largest * (time_steps + 1))))
+
+
+class _Collector:
+    """Gathers what reaches one neuron site, batch by batch."""
+
+    def __init__(self, relu: nn.Module, neuron: nn.Module, percentile: float, generator: torch.Generator) -> None:
+        self.relu, self.neuron, self.percentile, self.generator = relu, neuron, percentile, generator
+        self.inputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.largest: Tensor | None = None  # [C, k], sorted
+
+    def run(
+        self,
+        ann_segment: Callable[[Tensor], Tensor],
+        segment: Callable[[Tensor], Tensor],
+        x: Tensor,
+        x_seq: Tensor,
+        images: int,
+    ) -> None:
+        """Run one batch through a segment of both networks; `images` is the number of all images."""
+        caught: dict[str, Tensor] = {}
+        handles = [
+            self.relu.register_forward_hook(lambda _, inputs, output: caught.update(target=output)),
+            self.neuron.register_forward_hook(lambda _, inputs, output: caught.update(x_seq=inputs[0])),
+        ]
+        try:
+            ann_segment(x)
+            segment(x_seq)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._keep(caught["target"], caught["x_seq"], images)
+
+    def _keep(self, target: Tensor, x_seq: Tensor, images: int) -> None:
+        time_steps, channels = len(x_seq), target.shape[1]
+        values = target.movedim(1, -1).flatten(0, -2)  # [positions, C]
+        wanted = min(SAMPLED_POSITIONS, SAMPLED_VALUES // (time_steps * channels))
+        count = min(len(values), math.ceil(wanted * len(target) / images))
+        chosen = torch.randperm(len(values), generator=self.generator)[:count].to(values.device)
+        self.targets.append(values[chosen])
+        self.inputs.append(x_seq.movedim(2, -1).flatten(1, -2)[:, chosen])
+        kept = math.floor(images * len(values) // len(target) * (1 - self.percentile / 100)) + 1
+        candidates = values.T if self.largest is None else torch.cat([self.largest, values.T], 1)
+        self.largest = candidates.topk(min(kept, candidates.shape[1]), dim=1).values
+
+    def site(self, name: str, coding: Coding, encodes_input: bool, offset: Tensor) -> Site:
+        """What was gathered."""
+        assert self.largest is not None
+        peak, percentile = self.largest[:, 0], self.largest[:, -1]
         if not bool(peak.isfinite().all()):
-            raise SnnzooError(f"activations at {site} are NaN or infinite: check the weights and the preprocessing")
-    return maxima
+            raise SnnzooError(f"activations at {name} are NaN or infinite: check the weights and the preprocessing")
+        percentile = torch.where(percentile > 0, percentile, peak)  # a channel that fires more rarely than that
+        x_seq, target = torch.cat(self.inputs, 1), torch.cat(self.targets)
+        return Site(name, coding, encodes_input, x_seq, target, fill_dead(peak), fill_dead(percentile), offset)
 
 
-def channel_percentiles(
-    ann: SpikingNet,
-    images: Tensor,
-    maxima: dict[str, Tensor],
-    percentile: float,
-    batch_size: int,
-    report: Callable[[int], None],
-) -> dict[str, Tensor]:
-    """The percentile of each channel's activations, to 1/2048 of its maximum, `{site: [C]}`.
-
-    Zeros count. A channel whose percentile is zero, though it fires at times, gets its maximum.
-    """
-    counts = {site: torch.zeros(len(peak), BINS, device=peak.device) for site, peak in maxima.items()}
-
-    def observe(site: str, _: Tensor, output: Tensor) -> None:
-        values = _channels_first(output)
-        bins = (values * (BINS / maxima[site].clamp(min=1e-30)).unsqueeze(1)).long().clamp(0, BINS - 1)
-        counts[site].scatter_add_(1, bins, torch.ones_like(values, dtype=torch.float32))
-
-    with _observed(ann, observe):
-        _run(ann, images, batch_size, report)
-    result = {}
-    for site, count in counts.items():
-        reached = count.cumsum(1) >= count.sum(1, keepdim=True) * (percentile / 100)
-        bin_index = reached.to(torch.int8).argmax(1)
-        value = (bin_index + 1) / BINS * maxima[site]
-        result[site] = torch.where(bin_index > 0, value, maxima[site])
-    return result
-
-
-def fill_dead_channels(thresholds: dict[str, Tensor]) -> dict[str, Tensor]:
+def fill_dead(thresholds: Tensor) -> Tensor:
     """Give channels that never fired on the calibration images the median threshold of their layer."""
-    filled = {}
-    for site, theta in thresholds.items():
-        alive = theta[theta > 0]
-        fallback = alive.median() if len(alive) else torch.ones_like(theta[0])
-        filled[site] = torch.where(theta > 0, theta, fallback)
-    return filled
+    alive = thresholds[thresholds > 0]
+    fallback = alive.median() if len(alive) else torch.ones_like(thresholds[0])
+    return torch.where(thresholds > 0, thresholds, fallback)
 
 
 def resting_inputs(ann: SpikingNet) -> dict[str, Tensor]:
     """What reaches each neuron when nothing fires: the sum of the biases on its way, `{site: [C]}`."""
     resting: dict[str, Tensor] = {}
 
-    def observe(site: str, x: Tensor, output: Tensor) -> Tensor:
-        resting[site] = x[0].flatten(1)[:, 0].clone()
-        return torch.zeros_like(output)
+    def silence(site: str) -> Callable[[Any, Any, Tensor], Tensor]:
+        def hook(_: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            resting[site] = inputs[0][0].flatten(1)[:, 0].clone()
+            return torch.zeros_like(output)
+
+        return hook
 
     weight = next(ann.parameters())
-    with _observed(ann, observe), torch.inference_mode():
-        ann(weight.new_zeros(1, weight.shape[1], 32, 32))
+    handles = [ann.get_submodule(site).register_forward_hook(silence(site)) for site in neuron_sites(ann)]
+    try:
+        with torch.inference_mode():
+            ann(weight.new_zeros(1, weight.shape[1], 32, 32))
+    finally:
+        for handle in handles:
+            handle.remove()
     return resting

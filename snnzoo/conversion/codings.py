@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, SignedNode
 from snnzoo.errors import CheckpointError, suggestion
 from snnzoo.functional import set_step_mode
 from snnzoo.layer import Readout
 from snnzoo.models.resnet import SpikingNet
-from snnzoo.neuron import DeltaNode, RateNode
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,24 @@ class Coding:
 
     name: ClassVar[str]
     readout: ClassVar[str]
+    spikes: ClassVar[str]
 
     def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
         """The neuron with these per-channel parameters."""
         raise NotImplementedError
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Of each neuron: biases upstream reach a differential one at every step, and `offset` undoes that."""
+        return ("v_threshold", "bias", "offset") if self.readout == "sum" else ("v_threshold", "bias")
+
+    def span(self, time_steps: int) -> float:
+        """The largest activation that `time_steps` steps can represent, in units of `v_threshold`."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """What all of `outputs [T, ...]` mean."""
+        return outputs.mean(0) if self.readout == "mean" else outputs.sum(0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
@@ -44,9 +58,28 @@ class RateCoding(Coding):
 
     name = "rate"
     readout = "mean"
+    spikes = "binary spikes"
 
     def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
-        return RateNode(parameters["v_threshold"])
+        return RateNode(parameters["v_threshold"], parameters["bias"])
+
+    def span(self, time_steps: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SignedCoding(Coding):
+    """Ternary spikes of an IF neuron that can take spikes back; their mean decodes."""
+
+    name = "signed"
+    readout = "mean"
+    spikes = "ternary spikes"
+
+    def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
+        return SignedNode(parameters["v_threshold"], parameters["bias"])
+
+    def span(self, time_steps: int) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -59,17 +92,42 @@ class DeltaCoding(Coding):
     name = "delta"
     readout = "sum"
 
+    @property
+    def spikes(self) -> str:  # type: ignore[override]
+        return "ternary spikes" if self.levels == 1 else f"graded spikes of up to {self.levels} levels"
+
     def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
-        return DeltaNode(
-            parameters["v_threshold"],
-            self.levels,
-            self.gamma,
-            parameters["offset"],
-            differential=not encodes_input,
-        )
+        theta, bias, offset = (parameters[name] for name in self.parameter_names)
+        return DeltaNode(theta, self.levels, self.gamma, bias, offset, differential=not encodes_input)
+
+    def span(self, time_steps: int) -> float:
+        return self.levels * sum(self.gamma**t for t in range(time_steps))
 
 
-CODINGS: dict[str, type[Coding]] = {coding.name: coding for coding in (RateCoding, DeltaCoding)}
+@dataclass(frozen=True)
+class DifferentialCoding(Coding):
+    """Graded spikes, powers of two times a threshold; their sum decodes."""
+
+    levels: int = 8
+
+    name = "differential"
+    readout = "sum"
+
+    @property
+    def spikes(self) -> str:  # type: ignore[override]
+        return f"graded spikes of {self.levels} sizes"
+
+    def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
+        theta, bias, offset = (parameters[name] for name in self.parameter_names)
+        return DifferentialNode(theta, self.levels, bias, offset, differential=not encodes_input)
+
+    def span(self, time_steps: int) -> float:
+        return float(time_steps)
+
+
+CODINGS: dict[str, type[Coding]] = {
+    coding.name: coding for coding in (RateCoding, SignedCoding, DeltaCoding, DifferentialCoding)
+}
 
 
 def coding_from_dict(fields: Mapping[str, Any], source: str) -> Coding:
@@ -94,6 +152,13 @@ def neuron_sites(net: SpikingNet) -> list[str]:
     return [name for name, last in last_names if last.startswith("sn") and last[2:].isdigit()]
 
 
+def set_neuron(net: SpikingNet, site: str, neuron: nn.Module) -> None:
+    """Replace one neuron of `net`, in place; it runs multi-step."""
+    parent, _, last = site.rpartition(".")
+    setattr(net.get_submodule(parent), last, neuron)
+    set_step_mode(neuron, "m")
+
+
 def install(net: SpikingNet, coding: Coding, parameters: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Replace every neuron of `net` by the coding's and set the readout, in place; `net` is multi-step then.
 
@@ -101,7 +166,6 @@ def install(net: SpikingNet, coding: Coding, parameters: Mapping[str, Mapping[st
         parameters: for each site, its per-channel parameters.
     """
     for i, site in enumerate(neuron_sites(net)):
-        parent, _, last = site.rpartition(".")
-        setattr(net.get_submodule(parent), last, coding.make_node(parameters[site], encodes_input=i == 0))
+        set_neuron(net, site, coding.make_node(parameters[site], encodes_input=i == 0))
     net.readout = Readout(coding.readout)
     set_step_mode(net, "m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.checkpoints.layouts import to_torchvision
-from snnzoo.conversion.codings import install
+from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
+from snnzoo.conversion.codings import Coding, install
+from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.file import Conversion
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.models import registry
+from snnzoo.models import heads, registry
 from snnzoo.models.identify import identify
 from snnzoo.models.resnet import SpikingNet
 
 Progress = Callable[[int, int, str], None]
+SEARCH_IMAGES = 96  # on which each of several codings is calibrated, and as many on which it is judged
 
 
 def build_ann(model: str, state_dict: dict[str, Tensor], source: str, **kwargs: Any) -> SpikingNet:
@@ -34,22 +38,26 @@ def build_ann(model: str, state_dict: dict[str, Tensor], source: str, **kwargs: 
 
 def convert(
     ann: nn.Module,
-    images: Tensor | Iterable[Any],
+    images: Tensor | Iterable[Any] | None = None,
     recipe: str | Recipe = "delta",
     time_steps: int | None = None,
     *,
     batch_size: int = 64,
+    seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
 ) -> SpikingNet:
     """Convert a ResNet to a spiking network, training-free.
 
     Args:
-        ann: a torchvision (or our) ResNet, also wrapped in DataParallel or compiled. Not changed.
-        images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader).
-        recipe: "delta" or "rate", or a `Recipe`.
+        ann: a torchvision (or our) ResNet, in any mode, also fine-tuned with a replaced `fc`, wrapped in
+            DataParallel or compiled. Not changed.
+        images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader). None
+            converts data-free, from the BN statistics: less exact.
+        recipe: "delta", "differential", "signed" or "rate", or a `Recipe`.
         time_steps: T that the network is meant for; the recipe's default if None.
         batch_size: of the calibration passes.
+        seed: of what calibration samples; fixes the result.
         progress: called with (done, total, description).
         options: of the recipe, such as `levels=3` or `threshold="max"`.
 
@@ -58,30 +66,28 @@ def convert(
         logits decoded after each step. Give it a static image as `x.expand(T, *x.shape)`.
 
     Raises:
-        UsageError: for an unknown recipe or option, T < 1, or no images.
-        SnnzooError: if `ann` is no ResNet of the zoo, or computes something else than one.
+        UsageError: for an unknown recipe or option, T < 1, no images, or images of a wrong shape.
+        SnnzooError: if `ann` is no ResNet of the zoo, computes something else than one, or its `fc` cannot
+            be kept in a file.
 
     Example:
         >>> snn = snnzoo.convert(torchvision.models.resnet18(weights="DEFAULT"), images, time_steps=4)
     """
-    images = _collect(images)
-    state_dict = to_torchvision(ann.state_dict(), type(ann).__name__)
-    parameter = next(iter(state_dict.values()))
-    name, kwargs = identify(state_dict, type(ann).__name__)
-    own = build_ann(name, state_dict, type(ann).__name__, **kwargs).to(parameter.device, parameter.dtype)
-    _require_same_outputs(ann, own, images[:2].to(parameter.device, parameter.dtype))
+    images = None if images is None else _collect(images)
+    own = _as_ann(ann, images)
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe, **options)
-    return convert_ann(own, images, recipe, time_steps, batch_size=batch_size, progress=progress)
+    return convert_ann(own, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress)
 
 
 def convert_ann(
     ann: SpikingNet,
-    images: Tensor,
+    images: Tensor | None,
     recipe: Recipe,
     time_steps: int | None = None,
     *,
     batch_size: int = 64,
+    seed: int = 0,
     progress: Progress | None = None,
     calibration_source: str | None = None,
     **origin: Any,
@@ -95,7 +101,36 @@ def convert_ann(
     time_steps = recipe.default_time_steps if time_steps is None else time_steps
     if time_steps < 1:
         raise UsageError(f"time_steps must be at least 1, got {time_steps}")
-    done, total = 0, recipe.work(len(images))
+    record = {**recipe.to_dict(), "calibration": {"source": None, "images": 0}}
+    layers: list[SiteReport] = []
+    coding = recipe.data_free_coding()
+    if images is None:
+        parameters = data_free_parameters(ann, coding)
+    else:
+        _check_images(ann, images)
+        coding, parameters, layers = _calibrated(ann, images, recipe, time_steps, batch_size, seed, progress)
+        digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
+        record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
+    install(ann, coding, parameters)
+    reports = [layer.to_dict() for layer in layers]
+    ann.conversion = Conversion(ann.model_name, ann.model_kwargs, coding, time_steps, record, layers=reports, **origin)
+    return ann
+
+
+def _calibrated(
+    ann: SpikingNet,
+    images: Tensor,
+    recipe: Recipe,
+    time_steps: int,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[Coding, Parameters, list[SiteReport]]:
+    """The best of the recipe's codings, and all sites fitted to it."""
+    codings = recipe.codings()
+    few, judged = images[:SEARCH_IMAGES], images[-SEARCH_IMAGES:]
+    searches = len(codings) if len(codings) > 1 else 0
+    done, total = 0, searches * work(ann, few, time_steps) + work(ann, images, time_steps)
 
     def report(count: int) -> None:
         nonlocal done
@@ -103,13 +138,66 @@ def convert_ann(
         if progress:
             progress(done, total, f"calibrating {ann.model_name}")
 
-    coding, parameters = recipe.calibrate(ann, images, time_steps, batch_size, report)
-    install(ann, coding, parameters)
-    digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
-    calibration = {"source": calibration_source, "images": len(images), "sha256": digest}
-    record = {**recipe.to_dict(), "calibration": calibration}
-    ann.conversion = Conversion(ann.model_name, ann.model_kwargs, coding, time_steps, record, **origin)
-    return ann
+    def fitted(coding: Coding, images: Tensor) -> tuple[Parameters, list[SiteReport]]:
+        return calibrate(
+            ann,
+            images,
+            coding,
+            recipe.fit,
+            time_steps,
+            batch_size=batch_size,
+            seed=seed,
+            percentile=recipe.site_percentile,
+            report=report,
+        )
+
+    best = codings[0]
+    if searches:
+        errors = [logit_error(ann, coding, fitted(coding, few)[0], judged, time_steps) for coding in codings]
+        best = codings[errors.index(min(errors))]
+    return best, *fitted(best, images)
+
+
+def logit_error(ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int) -> float:
+    """Mean squared difference between the ANN's logits and the converted network's after `time_steps`."""
+    parameter = next(ann.parameters())
+    images = images.to(parameter.device, parameter.dtype)
+    snn = copy.deepcopy(ann)
+    install(snn, coding, parameters)
+    with torch.inference_mode():
+        return (snn(images.expand(time_steps, *images.shape))[-1] - ann(images)).square().mean().item()
+
+
+def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:
+    """Our ANN with the weights of a user's module, on its device and in its dtype."""
+    name = type(module).__name__
+    state_dict = to_torchvision(module.state_dict(), name)
+    parameter = next(iter(state_dict.values()))
+    model, kwargs = identify(state_dict, name)
+    classifier = next((m for key, m in module.named_modules() if key.rpartition(".")[2] == "fc"), None)
+    if kwargs.get("head") is not None and classifier is not None:
+        kwargs["head"] = heads.describe(classifier)  # the keys alone do not tell all
+        if kwargs["head"] is None:
+            raise SnnzooError(f"{name}: its fc holds a layer that cannot be kept in a file: {_oneline(classifier)}")
+    own = build_ann(model, state_dict, name, **kwargs).to(parameter.device, parameter.dtype)
+    if images is not None:
+        _check_images(own, images)
+        _require_same_outputs(module, own, images[:2].to(parameter.device, parameter.dtype))
+    return own
+
+
+def _oneline(module: nn.Module) -> str:
+    return " ".join(repr(module).split())
+
+
+def _check_images(ann: SpikingNet, images: Tensor) -> None:
+    channels = next(ann.parameters()).shape[1]
+    if images.ndim != 4 or len(images) == 0:
+        raise UsageError(f"calibration images must have the shape [N, C, H, W], got {list(images.shape)}")
+    if images.shape[1] != channels:
+        raise UsageError(f"calibration images have {images.shape[1]} channels, but {ann.model_name} takes {channels}")
+    if not bool(images.isfinite().all()):
+        raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")
 
 
 def _collect(images: Tensor | Iterable[Any]) -> Tensor:

@@ -33,6 +33,7 @@ class Conversion:
     preprocess: Preprocess | None = None
     classes: list[str] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
 
     def to_metadata(self) -> dict[str, str]:
         """As the strings of a safetensors header: JSON where it is not a plain name."""
@@ -46,6 +47,7 @@ class Conversion:
             "preprocess": json.dumps(self.preprocess and self.preprocess.to_dict()),
             "classes": json.dumps(self.classes),
             "source": json.dumps(self.source),
+            "layers": json.dumps(self.layers),
             "snnzoo": snnzoo.__version__,
             "torch": str(torch.__version__),
         }
@@ -72,6 +74,7 @@ class Conversion:
                 preprocess=preprocess and Preprocess(**preprocess),
                 classes=json.loads(metadata["classes"]),
                 source=dict(json.loads(metadata["source"])),
+                layers=list(json.loads(metadata.get("layers", "[]"))),
             )
         except KeyError as error:
             raise CheckpointError(f"{source}: its metadata lacks {error.args[0]!r}") from None
@@ -111,7 +114,7 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
     registry.load_ann_weights(ann, {k: v for k, v in tensors.items() if not registry.is_neuron_key(k)}, str(path))
     try:
         parameters = _neuron_parameters(net, tensors)
-        _check_channels(net, parameters, str(path))
+        _check_parameters(net, conversion.coding, parameters, str(path))
         install(net, conversion.coding, parameters)
         net.load_state_dict(tensors)
     except KeyError as error:
@@ -130,9 +133,12 @@ def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str,
     }
 
 
-def _check_channels(net: SpikingNet, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
-    """Every neuron parameter has a value for each channel of the BN before the neuron (`sn1` follows `bn1`)."""
+def _check_parameters(net: SpikingNet, coding: Coding, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
+    """Every site has the coding's parameters, with a value for each channel of the BN before the neuron."""
     for site, tensors in parameters.items():
+        for name in coding.parameter_names:
+            if name not in tensors:
+                raise KeyError(f"{site}.{name}")
         parent, _, last = site.rpartition(".")
         channels: Any = net.get_submodule(f"{parent}.bn{last[2:]}".lstrip(".")).num_features
         for name, value in tensors.items():

@@ -1,29 +1,31 @@
-"""Recipes: from an ANN and calibration images to a coding and the parameters of its neurons."""
+"""Recipes: which coding a network is converted to, and how the parameters of its neurons are fitted."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from snnzoo.conversion import calibration
-from snnzoo.conversion.codings import Coding, DeltaCoding, RateCoding, install
+from snnzoo.conversion.calibration import Site
+from snnzoo.conversion.codings import Coding, DeltaCoding, DifferentialCoding, RateCoding, SignedCoding
 from snnzoo.errors import UsageError, suggestion
-from snnzoo.models.resnet import SpikingNet
 
-Parameters = dict[str, dict[str, Tensor]]
-
+FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation: 1.1 down to 0.1
+BIAS_PASSES = 5
+BALANCE_PASSES = 30
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-GAMMA_IMAGES = 64  # images on which gamma is searched
+THRESHOLDS = ("max", "percentile", "mse", "balanced")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Base class. `default_time_steps` is what a converted network runs for unless told otherwise."""
+    """Base class: thresholds of least squared error, then bias correction.
+
+    `default_time_steps` is what a converted network runs for unless told otherwise.
+    """
 
     name: ClassVar[str]
 
@@ -31,75 +33,80 @@ class Recipe:
     def default_time_steps(self) -> int:
         raise NotImplementedError
 
-    def work(self, images: int) -> int:
-        """What `calibrate` will report in total, for this many calibration images."""
+    @property
+    def site_percentile(self) -> float:
+        """The percentile of activations that `fit` looks at, as `Site.percentile`."""
+        return 100.0
+
+    def codings(self) -> Sequence[Coding]:
+        """The coding; or several, of which calibration finds the best."""
         raise NotImplementedError
 
-    def calibrate(
-        self, ann: SpikingNet, images: Tensor, time_steps: int, batch_size: int, report: Callable[[int], None]
-    ) -> tuple[Coding, Parameters]:
-        """Choose the coding, and for each neuron site its per-channel parameters.
+    def data_free_coding(self) -> Coding:
+        """The coding where there are no images to find the best with."""
+        return self.codings()[0]
 
-        Args:
-            ann: ReLU network, single-step, in eval mode.
-            images: calibration images, `[N, C, H, W]`.
-            time_steps: T that the network is meant for.
-            report: called with the number of images done, as they are done.
-        """
-        raise NotImplementedError
+    def fit(self, site: Site) -> dict[str, Tensor]:
+        """The parameters of one neuron site."""
+        return fit_bias(site, fit_threshold(site))
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
 
 
-@dataclass(frozen=True)
-class RateRecipe(Recipe):
-    """Rate coding with IF neurons (Rueckauer et al. 2017, Front. Neurosci. 11:682).
+def fit_threshold(site: Site) -> Tensor:
+    """For each channel, the fraction of the largest activation that decodes with the least squared error: `[C]`."""
+    top = site.peak / site.coding.span(1)
+    best, best_error = top, torch.full_like(top, torch.inf)
+    for fraction in FRACTIONS:
+        error = site.residual(fraction * top).square().mean(0)
+        best = torch.where(error < best_error, fraction * top, best)
+        best_error = torch.minimum(error, best_error)
+    return best
 
-    Args:
-        threshold: "max", or "percentile" (robust normalisation).
-        percentile: of each channel's activations, in (0, 100].
 
-    Raises:
-        UsageError: if an argument is out of range.
+def fit_bias(site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
+    """Add to each channel's bias what its decoded output lacks on average, as long as that lessens the error.
+
+    Returns:
+        the parameters of the neuron.
     """
+    bias = best = torch.zeros_like(v_threshold)
+    residual = site.residual(v_threshold)
+    best_error = residual.square().mean(0)
+    for _ in range(BIAS_PASSES):
+        bias = bias + residual.mean(0)
+        residual = site.residual(v_threshold, bias)
+        error = residual.square().mean(0)
+        best = torch.where(error < best_error, bias, best)
+        best_error = torch.minimum(error, best_error)
+    return site.parameters(v_threshold, best)
 
-    threshold: str = "percentile"
-    percentile: float = 99.9
 
-    name = "rate"
+def balanced_threshold(site: Site) -> Tensor:
+    """The threshold at which clipping costs as much as coarse steps (after Bu et al. 2024, arXiv 2409.03368).
 
-    def __post_init__(self) -> None:
-        if self.threshold not in ("max", "percentile"):
-            raise UsageError(f"threshold must be 'max' or 'percentile', got {self.threshold!r}")
-        if not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
-
-    @property
-    def default_time_steps(self) -> int:
-        return 32
-
-    def work(self, images: int) -> int:
-        return images if self.threshold == "max" else 2 * images
-
-    def calibrate(
-        self, ann: SpikingNet, images: Tensor, time_steps: int, batch_size: int, report: Callable[[int], None]
-    ) -> tuple[Coding, Parameters]:
-        thresholds = calibration.channel_maxima(ann, images, batch_size, report)
-        if self.threshold == "percentile":
-            thresholds = calibration.channel_percentiles(ann, images, thresholds, self.percentile, batch_size, report)
-        thresholds = calibration.fill_dead_channels(thresholds)
-        return RateCoding(), {site: {"v_threshold": theta} for site, theta in thresholds.items()}
+    It minimises, from the ANN's activations a alone, E[max(a - theta, 0)^2] + P(0 < a < theta) *
+    (theta/T)^2 / 12, the second term being the error of T equal steps; by fixed-point iteration, `[C]`.
+    """
+    steps = len(site.x_seq)
+    activations = site.target
+    theta = site.peak
+    for _ in range(BALANCE_PASSES):
+        above = activations > theta
+        inside = ((activations > 0) & ~above).sum(0) / (12 * steps**2)
+        # derivative zero: sum over a > theta of (a - theta) = theta * inside
+        balanced = (activations * above).sum(0) / (above.sum(0) + inside).clamp(min=1e-30)
+        theta = torch.where(balanced > 0, balanced, 0.9 * theta)
+    return theta
 
 
 @dataclass(frozen=True)
 class DeltaRecipe(Recipe):
     """Delta coding: graded spikes of up to `levels` levels, refined each step by the ratio `gamma`.
 
-    At t = 0 the `levels` levels span each channel's maximum.
-
     Args:
-        levels: K >= 1.
+        levels: K >= 1; 1 is ternary.
         gamma: in (0, 1]; None searches the one whose logits come closest to the ANN's at the last step.
 
     Raises:
@@ -112,8 +119,7 @@ class DeltaRecipe(Recipe):
     name = "delta"
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise UsageError(f"levels must be at least 1, got {self.levels}")
+        _check_levels(self.levels)
         if self.gamma is not None and not 0 < self.gamma <= 1:
             raise UsageError(f"gamma must be in (0, 1], got {self.gamma}")
 
@@ -121,46 +127,105 @@ class DeltaRecipe(Recipe):
     def default_time_steps(self) -> int:
         return 8 if self.levels == 1 else 4
 
-    def work(self, images: int) -> int:
-        return images + (len(GAMMAS) * min(images, GAMMA_IMAGES) if self.gamma is None else 0)
+    def codings(self) -> Sequence[Coding]:
+        return [DeltaCoding(self.levels, gamma) for gamma in (GAMMAS if self.gamma is None else (self.gamma,))]
 
-    def calibrate(
-        self, ann: SpikingNet, images: Tensor, time_steps: int, batch_size: int, report: Callable[[int], None]
-    ) -> tuple[Coding, Parameters]:
-        maxima = calibration.fill_dead_channels(calibration.channel_maxima(ann, images, batch_size, report))
-        offsets = calibration.resting_inputs(ann)
-        parameters = {
-            site: {"v_threshold": peak / self.levels, "offset": offsets[site]} for site, peak in maxima.items()
-        }
-        if self.gamma is not None:
-            return DeltaCoding(self.levels, self.gamma), parameters
-        codings = [DeltaCoding(self.levels, gamma) for gamma in GAMMAS]
-        return closest_coding(ann, codings, parameters, images[:GAMMA_IMAGES], time_steps, report), parameters
+    def data_free_coding(self) -> Coding:
+        typical = 0.7 if self.levels == 1 else 0.5
+        return DeltaCoding(self.levels, typical if self.gamma is None else self.gamma)
 
 
-def closest_coding(
-    ann: SpikingNet,
-    codings: Sequence[Coding],
-    parameters: Parameters,
-    images: Tensor,
-    time_steps: int,
-    report: Callable[[int], None],
-) -> Coding:
-    """Of several codings, the one whose logits after `time_steps` are closest to the ANN's (squared error)."""
-    parameter = next(ann.parameters())
-    images = images.to(parameter.device, parameter.dtype)
-    errors = []
-    with torch.inference_mode():
-        expected = ann(images)
-        for coding in codings:
-            snn = copy.deepcopy(ann)
-            install(snn, coding, parameters)
-            errors.append((snn(images.expand(time_steps, *images.shape))[-1] - expected).square().mean().item())
-            report(len(images))
-    return codings[errors.index(min(errors))]
+@dataclass(frozen=True)
+class DifferentialRecipe(Recipe):
+    """Differential coding with multi-threshold neurons (Huang et al. 2025, ICML, arXiv 2503.00301).
+
+    Args:
+        levels: n >= 1 thresholds, each half of the one before.
+
+    Raises:
+        UsageError: if `levels` is out of range.
+    """
+
+    levels: int = 8
+
+    name = "differential"
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels)
+
+    @property
+    def default_time_steps(self) -> int:
+        return 4
+
+    def codings(self) -> Sequence[Coding]:
+        return [DifferentialCoding(self.levels)]
 
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (DeltaRecipe, RateRecipe)}
+@dataclass(frozen=True)
+class SignedRecipe(Recipe):
+    """Signed IF neurons: ternary spikes whose mean decodes."""
+
+    name = "signed"
+
+    @property
+    def default_time_steps(self) -> int:
+        return 16
+
+    def codings(self) -> Sequence[Coding]:
+        return [SignedCoding()]
+
+
+@dataclass(frozen=True)
+class RateRecipe(Recipe):
+    """Rate coding with IF neurons (Rueckauer et al. 2017, Front. Neurosci. 11:682).
+
+    Args:
+        threshold: "mse" (least squared error of the decoded output), "max", "percentile" (robust
+            normalisation), or "balanced" (local threshold balancing, without simulation).
+        bias_correction: whether each channel's mean error is taken out by a bias.
+        percentile: of each channel's activations, in (0, 100].
+
+    Raises:
+        UsageError: if an argument is out of range.
+    """
+
+    threshold: str = "mse"
+    bias_correction: bool = True
+    percentile: float = 99.9
+
+    name = "rate"
+
+    def __post_init__(self) -> None:
+        if self.threshold not in THRESHOLDS:
+            raise UsageError(f"threshold must be one of {', '.join(THRESHOLDS)}, got {self.threshold!r}")
+        if not 0 < self.percentile <= 100:
+            raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
+
+    @property
+    def default_time_steps(self) -> int:
+        return 32
+
+    @property
+    def site_percentile(self) -> float:
+        return self.percentile if self.threshold == "percentile" else 100.0
+
+    def codings(self) -> Sequence[Coding]:
+        return [RateCoding()]
+
+    def fit(self, site: Site) -> dict[str, Tensor]:
+        choices = {"max": lambda _: site.peak, "percentile": lambda _: site.percentile, "balanced": balanced_threshold}
+        theta = choices.get(self.threshold, fit_threshold)(site)
+        return fit_bias(site, theta) if self.bias_correction else site.parameters(theta)
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 1:
+        raise UsageError(f"levels must be at least 1, got {levels}")
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.name: recipe for recipe in (DeltaRecipe, DifferentialRecipe, SignedRecipe, RateRecipe)
+}
 
 
 def make_recipe(name: str, **options: Any) -> Recipe:
@@ -174,5 +239,5 @@ def make_recipe(name: str, **options: Any) -> Recipe:
     known = RECIPES[name].__dataclass_fields__
     for option in options:
         if option not in known:
-            raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known)}")
+            raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known) or 'none'}")
     return RECIPES[name](**options)

@@ -64,8 +64,5 @@ class CifarResNet(SpikingNet):
         self.fc = nn.Linear(64, num_classes)
         self.initialise(step_mode)
 
-    def features(self, x: Tensor) -> Tensor:
-        x = self.sn1(self.stateless(x, self.conv1, self.bn1))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
-        return x
+    def stem(self, x: Tensor) -> Tensor:
+        return self.sn1(self.stateless(x, self.conv1, self.bn1))

@@ -146,9 +146,21 @@ class SpikingNet(SpikingModule):
     avgpool: nn.Module
     fc: nn.Module
 
+    def stem(self, x: Tensor) -> Tensor:
+        """From the image to the first neuron's output."""
+        raise NotImplementedError
+
+    def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What runs one after the other up to the last neuron: the stem, named "", and the blocks by their names."""
+        stages = ((name, module) for name, module in self.named_children() if name.startswith("layer"))
+        blocks = {f"{name}.{i}": block for name, stage in stages for i, block in enumerate(stage.children())}
+        return {"": self.stem, **blocks}
+
     def features(self, x: Tensor) -> Tensor:
         """From the image to the last neuron's output."""
-        raise NotImplementedError
+        for segment in self.segments().values():
+            x = segment(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         expected = "[T, N, C, H, W]" if self.step_mode == "m" else "[N, C, H, W]"
@@ -215,8 +227,5 @@ class ResNet(SpikingNet):
         self.fc = nn.Linear(out_planes[3], num_classes)
         self.initialise(step_mode)
 
-    def features(self, x: Tensor) -> Tensor:
-        x = self.sn1(self.stateless(x, self.conv1, self.bn1, self.maxpool))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return x
+    def stem(self, x: Tensor) -> Tensor:
+        return self.sn1(self.stateless(x, self.conv1, self.bn1, self.maxpool))

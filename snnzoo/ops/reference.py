@@ -92,6 +92,44 @@ def integrate_and_fire(
     return torch.stack(spikes), v
 
 
+def signed(
+    x_seq: Tensor, v: Tensor, c: Tensor, *, v_threshold: float | Tensor, bias: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a signed IF neuron: a negative spike takes back a positive one that was sent too early.
+
+    v += x[t] + bias;  s = 1 if v >= theta, -1 if v < 0 and c > 0, else 0;  v -= s * theta;  c += s
+
+    Args:
+        x_seq: input current, `[T, N, C, ...]`.
+        v: membrane potential before the first step, `[N, C, ...]`.
+        c: spikes sent so far, positive minus negative, `[N, C, ...]`.
+        v_threshold: theta, scalar or `[C]`.
+        bias: added to every step, scalar or `[C]`.
+
+    Returns:
+        outputs `s * theta`, `[T, N, C, ...]` (their mean decodes), and the final `v` and `c`.
+    """
+    threshold, bias = channel_view(v_threshold, v), channel_view(bias, v)
+    outputs = []
+    for x in x_seq.to(v.dtype):
+        v = v + (x + bias)
+        s = (v >= threshold).to(v.dtype) - ((v < 0) & (c > 0)).to(v.dtype)
+        payload = s * threshold
+        v = v - payload
+        c = c + s
+        outputs.append(payload)
+    return torch.stack(outputs), v, c
+
+
+def _accumulate(
+    m: Tensor, x: Tensor, t: int, bias: float | Tensor, offset: float | Tensor, differential: bool
+) -> Tensor:
+    """The input of a differential neuron until step t: biases enter once, at t = 0."""
+    if not differential:
+        return x + bias
+    return m + (x + bias if t == 0 else x - offset)
+
+
 def delta(
     x_seq: Tensor,
     m: Tensor,
@@ -101,6 +139,7 @@ def delta(
     v_threshold: float | Tensor,
     levels: int,
     gamma: float,
+    bias: float | Tensor = 0.0,
     offset: float | Tensor = 0.0,
     differential: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +155,7 @@ def delta(
         v_threshold: size of one level at t = 0, scalar or `[C]`.
         levels: K, the largest graded spike; 1 is ternary.
         gamma: ratio by which the level shrinks each step, in (0, 1].
+        bias: added once, at t = 0, scalar or `[C]`.
         offset: what biases upstream add to every step, scalar or `[C]`. A bias enters a differential
             signal once, so it is taken off again at t > 0.
         differential: False for the neuron that encodes the input: m is then `x_seq[t]` itself.
@@ -123,17 +163,46 @@ def delta(
     Returns:
         outputs `[T, N, C, ...]` (their sum decodes), and the final `m` and `o`.
     """
-    threshold, offset = channel_view(v_threshold, m), channel_view(offset, m)
+    threshold, bias, offset = (channel_view(value, m) for value in (v_threshold, bias, offset))
     outputs = []
     for step, x in enumerate(x_seq.to(m.dtype), start=t):
-        if not differential:
-            m = x
-        elif step == 0:
-            m = m + x
-        else:
-            m = m + (x - offset)
+        m = _accumulate(m, x, step, bias, offset, differential)
         q = threshold * gamma**step
         s = q * ((m.clamp(min=0) - o) / q).round().clamp(-levels, levels)
+        o = o + s
+        outputs.append(s)
+    return torch.stack(outputs), m, o
+
+
+def differential(
+    x_seq: Tensor,
+    m: Tensor,
+    o: Tensor,
+    t: int,
+    *,
+    v_threshold: float | Tensor,
+    levels: int,
+    bias: float | Tensor = 0.0,
+    offset: float | Tensor = 0.0,
+    differential: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a multi-threshold neuron on differential signals (Huang et al. 2025, ICML, arXiv 2503.00301).
+
+    m += z[t];  r = max(m, 0) - o;  s = sign(r) * theta * 2^-k for the smallest k in 0..n-1 with
+    abs(r) >= 0.75 * theta * 2^-k, else 0;  o += s
+
+    Arguments and results are those of `delta`, but `levels` is n, the number of thresholds.
+    """
+    threshold, bias, offset = (channel_view(value, m) for value in (v_threshold, bias, offset))
+    outputs = []
+    for step, x in enumerate(x_seq.to(m.dtype), start=t):
+        m = _accumulate(m, x, step, bias, offset, differential)
+        r = (m.clamp(min=0) - o) / threshold
+        size = r.abs()
+        s = torch.zeros_like(r)
+        for k in reversed(range(levels)):  # the largest that is reached comes last, and stays
+            s = torch.where(size >= 0.75 * 2.0**-k, 2.0**-k, s)
+        s = s * r.sign() * threshold
         o = o + s
         outputs.append(s)
     return torch.stack(outputs), m, o
