@@ -124,10 +124,13 @@ def test_inspect_describes_a_replaced_classifier(snn, tmp_path):
     assert report["missing"] == report["unexpected"] == []
 
 
+HEAD = [["Linear", 64, 16, True], ["GELU", "none"], ["Linear", 16, 5, True]]
+
+
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     path = tmp_path_factory.mktemp("converted") / "snn.safetensors"
-    ann = registry.build("resnet20", nn.ReLU, step_mode="s")
+    ann = registry.build("resnet20", nn.ReLU, step_mode="s", head=HEAD)
     snnzoo.save(snnzoo.convert(ann.eval(), torch.randn(4, 3, 8, 8), recipe="rate", time_steps=4), path)
     return path
 
@@ -135,7 +138,7 @@ def converted(tmp_path_factory):
 def test_inspect_reads_a_converted_file(snn, converted):
     report = inspected(snn, converted)
     assert report["layout"]["name"] == "snnzoo"
-    assert report["model"]["name"] == "resnet20"
+    assert (report["model"]["name"], report["model"]["head"], report["layout"]["notes"]) == ("resnet20", HEAD, [])
     assert report["missing"] == report["unexpected"] == []
     assert "layer1.0.sn1.v_threshold" in report["neuron_parameters"]
     assert report["metadata"]["format"] == "snnzoo/1"
@@ -147,7 +150,7 @@ def test_remap_of_a_converted_file_leaves_neurons_out_where_the_layout_has_none(
     assert code == 0
     assert "left out" in err
     ann = torch.load(tmp_path / "ann.pth", weights_only=True)
-    assert sorted(ann) == sorted(registry.build("resnet20", nn.ReLU).state_dict())
+    assert sorted(ann) == sorted(registry.build("resnet20", nn.ReLU, head=HEAD).state_dict())
 
 
 @pytest.mark.parametrize("layout", [name for name, value in LAYOUTS.items() if value.writable])
@@ -219,6 +222,7 @@ def test_force_replaces_and_a_failure_leaves_no_file(snn, checkpoint, tmp_path):
     assert out.read_text() == "old"
     assert snn("remap", checkpoint, "--to", "timm", "-o", out, "--force")[0] == 0
     assert len(load_file(out)) == 122
+    assert inspected(snn, out)["layout"]["name"] == "torchvision"
     (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
     assert snn("remap", tmp_path / "bad.pth", "--to", "timm", "-o", tmp_path / "new.pth")[0] == 1
     assert not (tmp_path / "new.pth").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zipfile
 from collections import Counter
@@ -44,7 +45,7 @@ def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
         "elements": sum(value.numel() for value in values.values()),
         "dtypes": _dtypes(values),
         "not_finite": {key: bad for key, value in values.items() if (bad := _not_finite(value))},
-        **_reading(tensors, layout, path, bool(metadata.get("format"))),
+        **_reading(tensors, layout, path, metadata),
         "metadata": {**{key: value for key, value in unwrapped.extra.items() if _is_plain(value)}, **metadata},
     }
     return report
@@ -88,8 +89,9 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _reading(content: Any, layout: str | None, path: Path, ours: bool) -> dict[str, Any]:
+def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The layout, the model and how well they fit."""
+    ours = metadata.get("format", "").startswith("snnzoo/")
     report: dict[str, Any] = dict.fromkeys(("model", "missing", "unexpected", "misshapen"))
     if ours and layout is None:
         layout = "spikingjelly"  # torchvision's names and neurons' parameters
@@ -102,12 +104,14 @@ def _reading(content: Any, layout: str | None, path: Path, ours: bool) -> dict[s
         "confidence": found.confidence,
         "summary": f"layout snnzoo (sure: all {found.total} keys are its own)" if ours else found.summary,
         "wrapping": list(found.wrapping),
-        "notes": list(found.notes),
+        "notes": [] if ours else list(found.notes),
     }
     report["neuron_parameters"] = [key for key in found.state_dict if registry.is_neuron_key(key)]
     try:
         guess = architecture(found.state_dict)
         report["model"] = _describe_model(guess)
+        if ours:
+            report["model"]["head"] = _recorded_head(metadata)  # no need to infer it
         if guess.name is not None:
             net = _build(guess)
             keys = layouts.compare(net.state_dict(), found.state_dict)
@@ -115,6 +119,13 @@ def _reading(content: Any, layout: str | None, path: Path, ours: bool) -> dict[s
     except SnnzooError as error:
         report["layout"]["notes"].append(str(error))
     return report
+
+
+def _recorded_head(metadata: Mapping[str, str]) -> Any:
+    try:
+        return json.loads(metadata["model_kwargs"]).get("head")
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        return "not in the metadata, which is damaged"
 
 
 def _describe_model(guess: Architecture) -> dict[str, Any]:
