@@ -42,7 +42,7 @@ class _Failure(Exception):
     """A try that failed; `again` says whether another one may help."""
 
     def __init__(self, reason: str, *, again: bool) -> None:
-        super().__init__(reason)
+        super().__init__("".join(c if c.isprintable() else " " for c in reason))  # a server may have written it
         self.again = again
 
 
@@ -156,7 +156,7 @@ def _download(url: str, partial: Path, sha256: str | None, size: float | None, p
 
 
 def _transfer(url: str, partial: Path, have: int, size: float | None, progress: Progress | None) -> None:
-    """Append to `partial`, which has `have` bytes, what it lacks; a file that is too large is cut off."""
+    """Append to `partial`, which has `have` bytes, what it lacks; what is too large is refused, or cut off."""
     response = _open(url, have)
     if response is None:  # there is no more: the check will say whether that is the whole
         return
@@ -169,7 +169,10 @@ def _transfer(url: str, partial: Path, have: int, size: float | None, progress: 
             have = 0  # no Range support: the whole file comes again
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise _Mismatch("the server sent another range than was asked for")
-        expected = low if response.length is None else have + response.length
+        expected = low
+        if response.length is not None:
+            expected = have + response.length
+            _check_size(expected, size)
         with partial.open("ab" if have else "wb") as file:
             while have <= high and (chunk := _read(response)):
                 file.write(chunk)
@@ -254,19 +257,22 @@ def _bounds(size: float | None) -> tuple[int, int]:
 
 def _check(path: Path, sha256: str | None, size: float | None) -> None:
     """Raise a _Mismatch unless the file has that size and hash."""
+    _check_size(_length(path), size)
+    if sha256 is not None:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if not actual.startswith(sha256):
+            raise _Mismatch(f"its sha256 begins with {actual[: len(sha256)]}, expected {sha256}")
+
+
+def _check_size(length: int, size: float | None) -> None:
     low, high = _bounds(size)
-    length = _length(path)
     if not length:
         raise _Mismatch("the file is empty")
     if length > high:
         raise _Mismatch(f"the file is larger than the expected {size} MiB")
     if length < low:
         raise _Mismatch(f"the file has {length} bytes, expected {size} MiB")
-    if sha256 is not None:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if not actual.startswith(sha256):
-            raise _Mismatch(f"its sha256 begins with {actual[: len(sha256)]}, expected {sha256}")
 
 
 def _length(path: Path) -> int:
