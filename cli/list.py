@@ -76,6 +76,7 @@ def describe_weights(entry: WeightsEntry) -> dict[str, Any]:
 
 def weights_table(entries: Iterable[WeightsEntry], names: Iterable[str]) -> Table:
     """One row a weights set, models in the order of `names`; a model without weights has a row too."""
+    from rich.markup import escape
     from rich.table import Table
 
     entries = list(entries)
@@ -93,9 +94,9 @@ def weights_table(entries: Iterable[WeightsEntry], names: Iterable[str]) -> Tabl
                 entry.name + (" *" if entry.default and len(own) > 1 else ""),
                 str(entry.num_classes),
                 f"{entry.metrics['top1']:.2f}" if "top1" in entry.metrics else "",
-                entry.metrics.get("dataset", entry.recipe or ""),
+                escape(entry.metrics.get("dataset", entry.recipe or "")),
                 f"{entry.size:.1f}" if entry.size else "",
-                entry.license,
+                escape(entry.license),
                 "yes" if is_cached(entry) else "",
             )
     table.caption = "* taken when no --weights are named"
