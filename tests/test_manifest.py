@@ -246,6 +246,7 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.di
 pieces = [*"-:{}[]&*!|>#'\"\n ", "- model: a", "<<", "0x", "1:2", "=", "?"]
 
 
+@settings(deadline=None)
 @given(field=st.sampled_from([*GOOD, "filename", "default"]), value=values)
 def test_any_value_in_a_field_is_taken_or_refused_by_its_name(field, value, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "field.yaml"
@@ -256,12 +257,12 @@ def test_any_value_in_a_field_is_taken_or_refused_by_its_name(field, value, tmp_
         assert entry.filename == Path(entry.filename).name != ".."
     else:
         assert message.startswith(f"{path}: entry 1")
-        assert f"'{field}" in message
+        assert field in message.removeprefix(f"{path}: entry 1 (resnet18.mine)")
         assert message.isprintable()
 
 
 @given(text=st.text() | st.lists(st.sampled_from(pieces)).map("".join))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_any_text_is_a_manifest_or_a_manifest_error(text, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "text.yaml"
     path.write_text(text, "utf-8")

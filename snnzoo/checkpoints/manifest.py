@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from snnzoo.checkpoints.layout_rules import LAYOUTS
 from snnzoo.errors import SnnzooError, UsageError, suggestion
 from snnzoo.preprocess import INTERPOLATIONS, PRESETS, Preprocess
 
 FILE_NAME = "weights_manifest.yaml"
 RECIPES = ("digits",)
-LAYOUTS = ("torchvision", "akamaster", "timm", "huggingface", "mmpretrain", "spikingjelly")
 
 
 class ManifestError(SnnzooError):
@@ -227,7 +227,7 @@ _ENTRY = {
     "name": _Field(
         "letters, digits, '_', '-', '+' and '.', not DEFAULT", _matches(r"(?!(?i:default)$)\w[\w.+-]*"), True
     ),
-    "layout": _Field(f"one of {_LAYOUTS_TEXT}", LAYOUTS.__contains__, required=True),
+    "layout": _Field(f"one of {_LAYOUTS_TEXT}", tuple(LAYOUTS).__contains__, required=True),
     "num_classes": _Field("a whole number of at least 1", _is_count, required=True),
     "preprocess": _Field(
         f"a preset ({', '.join(PRESETS)}) or its fields", lambda value: isinstance(value, str | dict), required=True
@@ -274,7 +274,7 @@ def _entry(item: Any, number: int, origin: str) -> WeightsEntry:
     where = f"{origin}: entry {number}"
     if not isinstance(item, dict):
         raise ManifestError(f"{where}: expected a mapping, got {type(item).__name__}")
-    if all(isinstance(item.get(key), str) for key in ("model", "name")):
+    if all(_ENTRY[key].accepts(item.get(key)) for key in ("model", "name")):
         where += f" ({item['model']}.{item['name']})"
     _check(item, _ENTRY, where)
     if ("url" in item) == ("recipe" in item):
