@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from snnzoo.cli import common
+from snnzoo.cli.convert import RECIPES
 from snnzoo.cli.eval import is_graded, results_table
 
 TIME_STEPS = (1, 2, 4, 8, 16, 32)
 
 
 def demo(
-    recipe: Annotated[str, typer.Option(help="delta (graded spikes) or rate (binary spikes).")] = "delta",
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="As of snnzoo convert.")] = "delta",
     device: common.DeviceOption = "auto",
     json: common.JsonOption = None,
     force: common.ForceOption = False,
@@ -24,7 +25,7 @@ def demo(
 
     Example: snnzoo demo --recipe rate
     """
-    common.check_choice("--recipe", recipe, ("delta", "rate"))
+    common.check_choice("--recipe", recipe, RECIPES)
     common.check_device_and_dtype(device, "float32")
     common.check_json(json, force)
     common.say("resnet18 on scikit-learn's digits: train (kept in the cache), convert, evaluate ...", quiet)

@@ -112,6 +112,26 @@ def test_eval_prints_one_table_with_gap_and_agreement(run, digits_home):
     assert "\x1b" not in result.out
 
 
+def test_convert_without_images_is_data_free_and_says_so(run, resnet18_pth):
+    result = run("convert", "resnet18", "--checkpoint", resnet18_pth, "--levels", "7", "-T", "8")
+    assert result.code == 0, result.err
+    assert "data-free" in result.err
+    assert "--calib-data" in result.err
+    assert snnzoo.load("resnet18-snn.safetensors").conversion.recipe["calibration"]["images"] == 0
+
+
+def test_convert_reports_on_every_layer(run, digits_home):
+    options = ("--calib-samples", "16", "--recipe", "signed", "-T", "2", "--json", "report.json", "--verbose")
+    result = run("convert", "resnet18.digits", *options)
+    assert result.code == 0, result.err
+    layers = json.loads(Path("report.json").read_text())["layers"]
+    assert len(layers) == 17
+    assert set(layers[0]) == {"site", "channels", "threshold", "clipped", "error", "events"}
+    assert all(layer["site"] in result.out for layer in layers)
+    assert "ternary spikes" in result.err
+    assert "only 16 calibration images" in result.err
+
+
 def test_the_seed_fixes_the_result_exactly(run, digits_home):
     contents = []
     for name in ("a.safetensors", "b.safetensors"):
@@ -144,13 +164,15 @@ MISTAKES = {
     "unknown option": (["convert", "resnet18", "--wieghts", "x"], 2, "--wieghts"),
     "unknown model": (["convert", "resnet81"], 2, "unknown model 'resnet81': did you mean resnet18"),
     "unknown weights": (["convert", "resnet18", "--weights", "digit"], 2, "did you mean digits?"),
-    "unknown recipe": (["convert", "resnet18.digits", "--recipe", "dleta"], 2, "delta, rate"),
+    "unknown recipe": (["convert", "resnet18.digits", "--recipe", "dleta"], 2, "delta, differential, signed, rate"),
     "no pattern matches": (["list", "vgg*"], 2, "no model matches 'vgg*'"),
     "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "--time-steps must be at least 1, got 0"),
     "T below 1 in eval": (["eval", "{file}", "--data", "digits", "-T", "4,0"], 2, "--time-steps must be at least 1"),
     "T no number": (["eval", "{file}", "--data", "digits", "-T", "4,x"], 2, "such as 1,2,4,8"),
     "levels of another recipe": (["convert", "resnet18.digits", "--recipe", "rate", "--levels", "3"], 2, "--levels"),
     "threshold of another recipe": (["convert", "resnet18.digits", "--threshold", "max"], 2, "--recipe rate"),
+    "no bias correction elsewhere": (["convert", "resnet18.digits", "--no-bias-correction"], 2, "--recipe rate"),
+    "unknown threshold": (["convert", "resnet18.digits", "--recipe", "rate", "--threshold", "x"], 2, "mse, balanced"),
     "weights and checkpoint": ([*CONVERT, "--weights", "digits"], 2, "not both"),
     "checkpoint is missing": (["convert", "resnet18", "--checkpoint", "nowhere.pth"], 2, "nowhere.pth: no such file"),
     "calibration folder is empty": ([*CONVERT[:4], "--calib-data", "{empty}"], 2, "has no images"),
