@@ -106,8 +106,6 @@ def convert(
     chosen = make_recipe(recipe, **recipe_options)
     with common.progress_bars(quiet) as progress:
         state_dict, source, notes = origin.read(progress)
-        for line in notes:
-            common.say(line, quiet)
         kwargs = _architecture(name, state_dict, num_classes, origin)
         ann = conversion.build_ann(name, state_dict, origin.title, **kwargs).to(common.torch_device(device))
         images = None
@@ -126,6 +124,8 @@ def convert(
             source=source,
         )
     conversion.save(net, output)
+    for line in notes:
+        common.say(line, quiet)
     _report(net.conversion, output, json, quiet, verbose)
 
 

@@ -96,6 +96,8 @@ class ThresholdNode(MemoryModule):
         """Weights of an ANN have no neuron parameters: ours then keep their initial values."""
         found: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, found, *rest)
+        unexpected = rest[0]  # older libraries saved the surrogate's slope, which is no weight
+        unexpected[:] = [key for key in unexpected if not key.startswith(prefix) or "surrogate_function." not in key]
         learnable = {prefix + name for name, _ in self.named_parameters(recurse=False)}
         missing.extend(key for key in found if key not in learnable)
         if learnable.intersection(found):

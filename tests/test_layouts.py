@@ -351,3 +351,11 @@ def test_a_neuron_parameter_of_another_shape_keeps_its_initial_value(weights):
     net = registry.build("resnet18", "plif", num_classes=10)
     registry.load_ann_weights(net, {**weights, "sn1.w": torch.ones(64)}, "f")
     assert net.sn1.w.item() == 0.0
+
+
+def test_a_surrogate_slope_of_an_older_library_is_no_unexpected_key(weights):
+    net = registry.build("resnet18", "lif", num_classes=10)
+    old = {**weights, "sn1.module.surrogate_function.alpha": torch.tensor(2.0)}
+    net.load_state_dict(old, strict=True)
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        net.load_state_dict({**old, "sn1.bogus": torch.tensor(2.0)}, strict=True)
