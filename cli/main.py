@@ -59,7 +59,10 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        if code == 130:  # typer has turned Ctrl-C into its exit code, and said nothing
+            common.print_error("interrupted")
+        return code
     except SnnzooError as error:
         return _fail(str(error), error.exit_code, error)
     except (KeyboardInterrupt, typer.Abort) as error:

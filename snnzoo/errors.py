@@ -24,7 +24,8 @@ class CheckpointError(SnnzooError):
 
 def suggestion(name: str, known: Iterable[str], see: str) -> str:
     """`Did you mean ...?` for near names, else where to look."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
+    by_lower = {other.lower(): other for other in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     listed = " or ".join(filter(None, [", ".join(near[:-1]), *near[-1:]]))
     return f"did you mean {listed}?" if near else see
 
