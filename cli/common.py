@@ -70,7 +70,7 @@ def print_error(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A callback (done, total, description) that draws one bar a description, on a terminal only."""
+    """A callback (done, total, "task: detail") that draws one bar a task, on a terminal only."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     target = console(stderr=True)
@@ -85,9 +85,10 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         tasks: dict[str, Any] = {}
 
         def report(done: int, total: int, description: str) -> None:
-            if description not in tasks:
-                tasks[description] = bars.add_task(description, total=total or None)
-            bars.update(tasks[description], completed=done, total=total or None)
+            task = description.partition(":")[0]
+            if task not in tasks:
+                tasks[task] = bars.add_task(description, total=total or None)
+            bars.update(tasks[task], description=description, completed=done, total=total or None)
 
         yield report
 

@@ -35,12 +35,20 @@ def convert(
     layout: common.LayoutOption = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Classes of the checkpoint.")] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RECIPE",
             help="delta or differential (graded spikes, few steps), signed (ternary) or rate (binary, many steps).",
         ),
-    ] = "delta",
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Without --recipe, -T and --levels: the fewest steps and levels whose agreement with the ANN on "
+            "held-back calibration images misses no more than this.  [default: 0.5]",
+        ),
+    ] = None,
     time_steps: Annotated[
         int | None, typer.Option("--time-steps", "-T", metavar="N", help="Steps that the network is meant for.")
     ] = None,
@@ -91,15 +99,20 @@ def convert(
     if time_steps is not None and time_steps < 1:
         raise UsageError(f"--time-steps must be at least 1, got {time_steps}")
     origin = _origin(name, tag, checkpoint, num_classes, manifest_file, layout)
+    automatic = _is_automatic(recipe, time_steps, levels, threshold, bias_correction, tolerance)
+    recipe = recipe or "delta"
     recipe_options = _recipe_options(recipe, levels, threshold, bias_correction)
     base = preset(preprocess) if preprocess else origin.preprocess
     settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
     calib_data = _calibration_source(calib_data, origin)
     common.check_device_and_dtype(device, "float32")
+    if tolerance is not None and calib_data is None:
+        raise UsageError("--tolerance is judged on calibration images: give --calib-data DIR")
     check_output(output, force)
     common.check_json(json, force)
 
     from snnzoo import conversion
+    from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.evaluation.data import calibration_images
 
@@ -111,6 +124,11 @@ def convert(
         images = None
         if calib_data is not None:
             images = calibration_images(calib_data, settings, calib_samples, seed, progress)
+        choice = None
+        if automatic and images is not None and len(images) >= FEW_IMAGES:
+            tolerance = TOLERANCE if tolerance is None else tolerance
+            choice = conversion.choose(ann, images, tolerance, batch_size=batch_size, seed=seed, progress=progress)
+            chosen, time_steps = choice.recipe, choice.time_steps
         net = conversion.convert_ann(
             ann,
             images,
@@ -120,6 +138,7 @@ def convert(
             seed=seed,
             progress=progress,
             calibration_source=calib_data,
+            choice=choice,
             preprocess=settings,
             source=source,
         )
@@ -203,6 +222,23 @@ def _architecture(name: str, state_dict: dict[str, Tensor], num_classes: int | N
     return kwargs if num_classes is None else {**kwargs, "num_classes": num_classes}
 
 
+def _is_automatic(
+    recipe: str | None,
+    time_steps: int | None,
+    levels: int | None,
+    threshold: str | None,
+    bias_correction: bool,
+    tolerance: float | None,
+) -> bool:
+    """Whether steps and levels are to be chosen for the user, who has said nothing about them."""
+    automatic = all(option is None for option in (recipe, time_steps, levels, threshold)) and bias_correction
+    if tolerance is not None and not automatic:
+        raise UsageError("--tolerance chooses steps and levels: leave --recipe, -T, --levels and the like out")
+    if tolerance is not None and not 0 <= tolerance < 100:
+        raise UsageError(f"--tolerance must be percentage points in [0, 100), got {tolerance:g}")
+    return automatic
+
+
 def _recipe_options(recipe: str, levels: int | None, threshold: str | None, bias_correction: bool) -> dict[str, Any]:
     common.check_choice("--recipe", recipe, RECIPES)
     if levels is not None and recipe not in ("delta", "differential"):
@@ -227,6 +263,24 @@ def _calibration_source(calib_data: str | None, origin: _Origin) -> str | None:
     if calib_data not in (None, "digits"):
         list_images(Path(str(calib_data)))
     return calib_data
+
+
+def _choice_table(choice: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("T", "levels", "agreement %", "events per neuron"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("")
+    for candidate in choice["candidates"]:
+        mark = "<- chosen" if candidate == choice["chosen"] else ""
+        numbers = (f"{candidate['agreement']:.2f}", f"{candidate['events']:.2f}")
+        table.add_row(str(candidate["time_steps"]), str(candidate["levels"]), *numbers, mark)
+    tolerance, held_back = choice["tolerance"], choice["held_back"]
+    found = "the fewest steps, then levels," if choice["within"] else "none is, so this is the closest,"
+    table.caption = f"{found} within {tolerance:g} points of the ANN on {held_back} held-back images"
+    table.caption_justify = "left"
+    return table
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Any:
@@ -265,6 +319,8 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbos
     common.write_json(json, result)
     if verbose and json != "-" and conversion.layers:
         common.console().print(_layer_table(conversion.layers))
+    if "choice" in conversion.recipe and not quiet:
+        common.console(stderr=True).print(_choice_table(conversion.recipe["choice"]))
     source = conversion.source.get("weights") or conversion.source.get("file")
     pixels = conversion.preprocess.crop
     images = calibration["images"]

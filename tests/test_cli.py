@@ -51,7 +51,7 @@ def resnet18_pth(tmp_path_factory, image_folder):
 
 
 def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
-    result = run("convert", "resnet18", "--weights", "digits")
+    result = run("convert", "resnet18", "--weights", "digits", "-T", "4")
     assert result.code == 0, result.err
     assert "wrote resnet18-snn.safetensors" in result.err
     result = run("eval", "resnet18-snn.safetensors", "--data", "digits", "--limit", "200", "--json", "-")
@@ -164,6 +164,9 @@ MISTAKES = {
     "unknown option": (["convert", "resnet18", "--wieghts", "x"], 2, "--wieghts"),
     "unknown model": (["convert", "resnet81"], 2, "unknown model 'resnet81': did you mean resnet18"),
     "unknown weights": (["convert", "resnet18", "--weights", "digit"], 2, "did you mean digits?"),
+    "tolerance with -T": (["convert", "resnet18.digits", "-T", "4", "--tolerance", "1"], 2, "leave --recipe, -T, --lev"),
+    "tolerance of all": (["convert", "resnet18.digits", "--tolerance", "100"], 2, "percentage points in [0, 100)"),
+    "tolerance without images": (["convert", "resnet20", "--tolerance", "1", "--checkpoint", "x.pth"], 2, "--checkpoint x.pth"),
     "unknown recipe": (["convert", "resnet18.digits", "--recipe", "dleta"], 2, "delta, differential, signed, rate"),
     "no pattern matches": (["list", "vgg*"], 2, "no model matches 'vgg*'"),
     "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "--time-steps must be at least 1, got 0"),
@@ -383,3 +386,17 @@ def test_shell_completion_offers_models(tmp_path):
     script = Path(sys.executable).parent / "snnzoo"
     done = subprocess.run([script], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.stdout.split() == ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+
+
+def test_convert_without_recipe_options_says_what_it_chose_and_what_the_others_cost(run, digits_home):
+    result = run("convert", "resnet18.digits", "--tolerance", "2", "--calib-samples", "128", "--json", "-")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    choice = report["recipe"]["choice"]
+    assert (choice["tolerance"], choice["within"]) == (2.0, True)
+    assert choice["chosen"] in choice["candidates"]
+    assert choice["chosen"]["agreement"] >= 98
+    assert report["time_steps"] == choice["chosen"]["time_steps"]
+    assert report["coding"]["levels"] == choice["chosen"]["levels"]
+    assert "<- chosen" in result.err
+    assert f"within 2 points of the ANN on {choice['held_back']} held-back images" in result.err

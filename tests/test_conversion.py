@@ -398,3 +398,34 @@ def test_rectified_moments_are_those_of_samples():
     expected_mean, expected_deviation = data_free.rectified(mean, deviation)
     torch.testing.assert_close(samples.mean(0), expected_mean, rtol=0.02, atol=0.01)
     torch.testing.assert_close(samples.std(0), expected_deviation, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.slow
+def test_a_resnet18_fine_tuned_with_a_two_layer_head_loses_at_most_a_point_at_8_steps():
+    """The usual fine-tuning: torchvision's resnet18, `fc` replaced, all layers trained on."""
+    train, test = (digits.Digits(split) for split in ("train", "test"))
+    x, y = torch.stack([image for image, _ in train]), torch.tensor(train.labels)
+    held_out, labels = torch.stack([image for image, _ in test]), torch.tensor(test.labels)
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10)
+    net.load_state_dict(digits.train_resnet18(epochs=2))
+    net.fc = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
+    for _ in range(3):
+        for batch in torch.randperm(len(x)).split(64):
+            loss = nn.functional.cross_entropy(net(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    snn = snnzoo.convert(net, x[:256], time_steps=8)
+    with torch.inference_mode():
+        expected = net.eval()(held_out).argmax(1)
+        actual = torch.cat([_last_logits(snn, batch, 8) for batch in held_out.split(100)]).argmax(1)
+    ann_top1, snn_top1 = (100 * (found == labels).double().mean().item() for found in (expected, actual))
+    assert ann_top1 > 90
+    assert ann_top1 - snn_top1 <= 1
+
+
+def _last_logits(snn, images, time_steps):
+    functional.reset_net(snn)
+    return snn(images.expand(time_steps, *images.shape))[-1]

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from snnzoo.conversion.choice import choose
     from snnzoo.conversion.converter import build_ann, convert, convert_ann
     from snnzoo.conversion.file import Conversion, load, load_with_ann, save
 
-__all__ = ["Conversion", "build_ann", "convert", "convert_ann", "load", "load_with_ann", "save"]
+__all__ = ["Conversion", "build_ann", "choose", "convert", "convert_ann", "load", "load_with_ann", "save"]
 
 _FILE, _CONVERTER = "snnzoo.conversion.file", "snnzoo.conversion.converter"
 __getattr__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("Conversion", "load", "load_with_ann", "save"), _FILE),
+        "choose": "snnzoo.conversion.choice",
         **dict.fromkeys(("build_ann", "convert", "convert_ann"), _CONVERTER),
     },
 )

@@ -107,7 +107,7 @@ def calibrate(
     batch_size: int,
     seed: int,
     percentile: float = 100.0,
-    report: Callable[[int], None] = lambda images: None,
+    report: Callable[[int, str], None] = lambda images, where: None,
 ) -> tuple[Parameters, list[SiteReport]]:
     """Fit every neuron site in turn.
 
@@ -119,7 +119,7 @@ def calibrate(
         time_steps: T that the network is meant for.
         seed: of the sampled positions.
         percentile: of each channel's activations, for `Site.percentile`.
-        report: called with the number of images done, `work(...)` in all.
+        report: called with the number of images done, `work(...)` in all, and the layer.
 
     Returns:
         for each site its parameters, and its report.
@@ -144,7 +144,7 @@ def calibrate(
                 for x, x_seq in batches:
                     reset_net(snn)
                     collector.run(ann_segment, segments[segment], x, x_seq, len(images))
-                    report(len(x))
+                    report(len(x), name)
                 site = collector.site(name, coding, name == sites[0], offsets[name])
                 parameters[name] = fit(site)
                 reports.append(site.report(parameters[name]))
@@ -152,7 +152,7 @@ def calibrate(
             for i, (x, x_seq) in enumerate(batches):
                 reset_net(snn)
                 batches[i] = ann_segment(x), segments[segment](x_seq)
-                report(len(x))
+                report(len(x), segment or "stem")
     return parameters, reports
 
 

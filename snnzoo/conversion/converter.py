@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
+from snnzoo.conversion.choice import SEARCH_IMAGES, Choice, Progress, choose, logit_error
 from snnzoo.conversion.codings import Coding, install
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.file import Conversion
@@ -20,9 +20,6 @@ from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models import heads, registry
 from snnzoo.models.identify import identify
 from snnzoo.models.resnet import SpikingNet
-
-Progress = Callable[[int, int, str], None]
-SEARCH_IMAGES = 96  # on which each of several codings is calibrated, and as many on which it is judged
 
 
 def build_ann(model: str, state_dict: dict[str, Tensor], source: str, **kwargs: Any) -> SpikingNet:
@@ -54,8 +51,9 @@ def convert(
             DataParallel or compiled. Not changed.
         images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader). None
             converts data-free, from the BN statistics: less exact.
-        recipe: "delta", "differential", "signed" or "rate", or a `Recipe`.
-        time_steps: T that the network is meant for; the recipe's default if None.
+        recipe: "delta", "differential", "signed" or "rate", or a `Recipe`; or "auto" for the delta network of the
+            fewest steps and levels that agrees with the ANN, option `tolerance=0.5` (see `choose`).
+        time_steps: T that the network is meant for; the recipe's default if None. Not with "auto".
         batch_size: of the calibration passes.
         seed: of what calibration samples; fixes the result.
         progress: called with (done, total, description).
@@ -75,9 +73,17 @@ def convert(
     """
     images = None if images is None else _collect(images)
     own = _as_ann(ann, images)
-    if not isinstance(recipe, Recipe):
+    choice = None
+    if recipe == "auto":
+        if images is None or time_steps is not None or options.keys() - {"tolerance"}:
+            raise UsageError('recipe="auto" takes images and a tolerance, and chooses the rest itself')
+        choice = choose(own, images, **options, batch_size=batch_size, seed=seed, progress=progress)
+        recipe, time_steps = choice.recipe, choice.time_steps
+    elif not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe, **options)
-    return convert_ann(own, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress)
+    return convert_ann(
+        own, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress, choice=choice
+    )
 
 
 def convert_ann(
@@ -90,20 +96,24 @@ def convert_ann(
     seed: int = 0,
     progress: Progress | None = None,
     calibration_source: str | None = None,
+    choice: Choice | None = None,
     **origin: Any,
 ) -> SpikingNet:
     """Turn the ANN that `build_ann` made into a spiking network, in place; arguments as `convert`.
 
     Args:
         calibration_source: where the images are from, for the record.
+        choice: how recipe and time steps were chosen, for the record.
         origin: `preprocess`, `classes` and `source` of the `Conversion`.
     """
     time_steps = recipe.default_time_steps if time_steps is None else time_steps
     if time_steps < 1:
         raise UsageError(f"time_steps must be at least 1, got {time_steps}")
     record = {**recipe.to_dict(), "calibration": {"source": None, "images": 0}}
+    if choice is not None:
+        record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
-    coding = recipe.data_free_coding()
+    coding = recipe.typical_coding()
     if images is None:
         parameters = data_free_parameters(ann, coding)
     else:
@@ -132,11 +142,11 @@ def _calibrated(
     searches = len(codings) if len(codings) > 1 else 0
     done, total = 0, searches * work(ann, few, time_steps) + work(ann, images, time_steps)
 
-    def report(count: int) -> None:
+    def report(count: int, where: str) -> None:
         nonlocal done
         done += count
         if progress:
-            progress(done, total, f"calibrating {ann.model_name}")
+            progress(done, total, f"calibrating: {where}")
 
     def fitted(coding: Coding, images: Tensor) -> tuple[Parameters, list[SiteReport]]:
         return calibrate(
@@ -156,16 +166,6 @@ def _calibrated(
         errors = [logit_error(ann, coding, fitted(coding, few)[0], judged, time_steps) for coding in codings]
         best = codings[errors.index(min(errors))]
     return best, *fitted(best, images)
-
-
-def logit_error(ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int) -> float:
-    """Mean squared difference between the ANN's logits and the converted network's after `time_steps`."""
-    parameter = next(ann.parameters())
-    images = images.to(parameter.device, parameter.dtype)
-    snn = copy.deepcopy(ann)
-    install(snn, coding, parameters)
-    with torch.inference_mode():
-        return (snn(images.expand(time_steps, *images.shape))[-1] - ann(images)).square().mean().item()
 
 
 def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:

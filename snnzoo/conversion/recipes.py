@@ -42,8 +42,8 @@ class Recipe:
         """The coding; or several, of which calibration finds the best."""
         raise NotImplementedError
 
-    def data_free_coding(self) -> Coding:
-        """The coding where there are no images to find the best with."""
+    def typical_coding(self) -> Coding:
+        """The coding where the best is not searched for."""
         return self.codings()[0]
 
     def fit(self, site: Site) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class DeltaRecipe(Recipe):
     def codings(self) -> Sequence[Coding]:
         return [DeltaCoding(self.levels, gamma) for gamma in (GAMMAS if self.gamma is None else (self.gamma,))]
 
-    def data_free_coding(self) -> Coding:
+    def typical_coding(self) -> Coding:
         typical = 0.7 if self.levels == 1 else 0.5
         return DeltaCoding(self.levels, typical if self.gamma is None else self.gamma)
 

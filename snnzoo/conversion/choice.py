@@ -1,0 +1,144 @@
+"""Choosing for the user: which of several codings, and how many steps and levels, by the logits they give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnzoo.conversion.calibration import Parameters, calibrate
+from snnzoo.conversion.codings import Coding, install
+from snnzoo.conversion.recipes import DeltaRecipe
+from snnzoo.errors import UsageError
+from snnzoo.functional import reset_net
+from snnzoo.models.resnet import SpikingNet
+
+TIME_STEPS = (1, 2, 4, 8, 16)
+LEVELS = (1, 3, 7)
+TOLERANCE = 0.5  # percentage points
+SEARCH_IMAGES = 96  # on which each of several codings is calibrated
+HELD_BACK = 256  # images at most, on which choices of T and K are judged
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A delta network that was tried: T, K, its agreement with the ANN in percent, and its cost.
+
+    `events` counts spikes per neuron over all T steps, averaged over the layers.
+    """
+
+    time_steps: int
+    levels: int
+    agreement: float
+    events: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` chose, and all that it tried. `within` is False if nothing came within the tolerance."""
+
+    chosen: Candidate
+    within: bool
+    tolerance: float
+    held_back: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def recipe(self) -> DeltaRecipe:
+        return DeltaRecipe(self.chosen.levels)
+
+    @property
+    def time_steps(self) -> int:
+        return self.chosen.time_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose(
+    ann: SpikingNet,
+    images: Tensor,
+    tolerance: float = TOLERANCE,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Choice:
+    """The fewest time steps, and for these the smallest K, whose top-1 agrees with the ANN's within `tolerance`.
+
+    Each candidate is calibrated on some of the images, and judged on others. More levels are taken to agree
+    no less: where the largest K fails, the smaller ones at that T are not tried.
+
+    Args:
+        ann: ReLU network, single-step, in eval mode; not changed.
+        images: preprocessed, `[N, C, H, W]`, N >= 2.
+        tolerance: percentage points of agreement that may be missing to 100.
+        progress: called with (done, total, description).
+
+    Returns:
+        the choice; the candidate of the best agreement if none is within the tolerance.
+
+    Raises:
+        UsageError: if the tolerance is not in [0, 100), or there are fewer than two images.
+    """
+    if not 0 <= tolerance < 100:
+        raise UsageError(f"tolerance must be percentage points in [0, 100), got {tolerance}")
+    if len(images) < 2:
+        raise UsageError(
+            "choosing time steps and levels takes at least 2 calibration images, a few hundred to be of use: "
+            "give more, or choose a recipe yourself"
+        )
+    fitted = images[: min(SEARCH_IMAGES, len(images) // 2)]
+    held_back = images[len(fitted) :][:HELD_BACK]
+    candidates: list[Candidate] = []
+
+    def within(time_steps: int, levels: int) -> bool:
+        if progress:
+            progress(len(candidates), len(TIME_STEPS) + len(LEVELS) - 1, f"choosing: T={time_steps}, {levels} levels")
+        recipe = DeltaRecipe(levels)
+        coding = recipe.typical_coding()
+        parameters, sites = calibrate(ann, fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed)
+        expected, actual = both_logits(ann, coding, parameters, held_back, time_steps, batch_size)
+        agreement = 100 * (expected.argmax(1) == actual.argmax(1)).double().mean().item()
+        events = time_steps * sum(site.events for site in sites) / len(sites)
+        candidates.append(Candidate(time_steps, levels, agreement, events))
+        return agreement >= 100 - tolerance
+
+    enough = next((steps for steps in TIME_STEPS if within(steps, LEVELS[-1])), None)
+    if enough is None:
+        chosen = max(candidates, key=lambda candidate: candidate.agreement)
+    else:
+        widest = candidates[-1]
+        fewer = any(within(enough, levels) for levels in LEVELS[:-1])
+        chosen = candidates[-1] if fewer else widest
+    if progress:
+        progress(1, 1, "choosing: done")
+    return Choice(chosen, enough is not None, tolerance, len(held_back), tuple(candidates))
+
+
+def both_logits(
+    ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The ANN's logits, and the converted network's after `time_steps`: both `[N, num_classes]`."""
+    weight = next(ann.parameters())
+    snn = copy.deepcopy(ann)
+    install(snn, coding, parameters)
+    expected, actual = [], []
+    with torch.inference_mode():
+        for x in images.to(weight.device, weight.dtype).split(batch_size):
+            reset_net(snn)
+            expected.append(ann(x))
+            actual.append(snn(x.expand(time_steps, *x.shape))[-1])
+    return torch.cat(expected), torch.cat(actual)
+
+
+def logit_error(ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int) -> float:
+    """Mean squared difference between the ANN's logits and the converted network's after `time_steps`."""
+    expected, actual = both_logits(ann, coding, parameters, images, time_steps, batch_size=len(images))
+    return (actual - expected).square().mean().item()

@@ -1,0 +1,92 @@
+"""Choosing time steps and levels for the user."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+
+import snnzoo
+from snnzoo.conversion import build_ann, choice
+from snnzoo.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def ann():
+    torch.manual_seed(0)
+    return build_ann("resnet20", snnzoo.create_model("resnet20").state_dict(), "random")
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(1)
+    return torch.randn(12, 3, 16, 16)
+
+
+def choose_among(ann, images, monkeypatch, agreements, tolerance=0.5):
+    """`choose`, where the candidate (T, K) agrees on so many of the held-back images."""
+    judged = []
+
+    def logits(ann, coding, parameters, held_back, time_steps, batch_size):
+        judged.append(held_back)
+        n = len(held_back)
+        right = round(n * agreements.get((time_steps, coding.levels), 0))
+        expected = torch.eye(2)[torch.zeros(n, dtype=torch.long)]
+        return expected, torch.eye(2)[(torch.arange(n) >= right).long()]
+
+    monkeypatch.setattr(choice, "both_logits", logits)
+    chosen = choice.choose(ann, images, tolerance)
+    assert all(torch.equal(held_back, images[6:]) for held_back in judged)
+    return chosen
+
+
+def test_the_fewest_steps_win_and_then_the_smallest_levels(ann, images, monkeypatch):
+    found = choose_among(ann, images, monkeypatch, {(2, 7): 1, (2, 3): 1, (4, 7): 1, (4, 1): 1})
+    assert (found.time_steps, found.recipe.levels, found.within) == (2, 3, True)
+    assert [(c.time_steps, c.levels) for c in found.candidates] == [(1, 7), (2, 7), (2, 1), (2, 3)]
+
+
+def test_the_largest_levels_are_kept_where_no_fewer_do(ann, images, monkeypatch):
+    found = choose_among(ann, images, monkeypatch, {(4, 7): 1})
+    assert (found.time_steps, found.recipe.levels) == (4, 7)
+
+
+def test_tolerance_is_in_percentage_points_of_agreement(ann, images, monkeypatch):
+    assert choose_among(ann, images, monkeypatch, {(1, 7): 5 / 6, (2, 7): 1}, tolerance=16).time_steps == 2
+    assert choose_among(ann, images, monkeypatch, {(1, 7): 5 / 6, (2, 7): 1}, tolerance=17).time_steps == 1
+
+
+def test_the_closest_is_taken_and_marked_where_none_is_within_the_tolerance(ann, images, monkeypatch):
+    found = choose_among(ann, images, monkeypatch, {(4, 7): 1 / 2, (8, 7): 5 / 6, (16, 7): 2 / 3})
+    assert (found.time_steps, found.recipe.levels, found.within) == (8, 7, False)
+    assert [c.time_steps for c in found.candidates] == list(choice.TIME_STEPS)
+
+
+def test_measured_agreement_and_events_are_those_of_the_candidates(ann, images):
+    found = choice.choose(ann, images, 0)
+    assert found.within
+    assert found.chosen.agreement == 100
+    assert 0 < found.chosen.events <= found.time_steps
+
+
+def test_python_chooses_with_recipe_auto_and_records_it(images):
+    torch.manual_seed(0)
+    ann = torchvision.models.resnet18(num_classes=4)
+    before = copy.deepcopy(ann.state_dict())
+    net = snnzoo.convert(ann, images, "auto", tolerance=50)
+    record = net.conversion.recipe["choice"]
+    assert record["tolerance"] == 50
+    assert net.conversion.time_steps == record["chosen"]["time_steps"]
+    assert net.conversion.coding.levels == record["chosen"]["levels"]
+    assert all(torch.equal(before[key], value) for key, value in ann.state_dict().items())
+
+
+def test_choosing_needs_images_and_nothing_else_said(ann, images):
+    for arguments in ({"images": None}, {"images": images, "time_steps": 4}, {"images": images, "levels": 3}):
+        with pytest.raises(UsageError, match="takes images and a tolerance"):
+            snnzoo.convert(ann, recipe="auto", **arguments)
+    with pytest.raises(UsageError, match="at least 2 calibration images"):
+        choice.choose(ann, images[:1])
+    for tolerance in (-1, 100):
+        with pytest.raises(UsageError, match=r"percentage points in \[0, 100\)"):
+            choice.choose(ann, images, tolerance)
