@@ -46,7 +46,11 @@ OURS: dict[str, tuple[str, dict[str, Any], int | None, tuple[int, ...]]] = {
     "binary: rate, for T=32": ("rate", {}, 32, (32,)),
     "binary: rate, for T=64": ("rate", {}, 64, (64,)),
 }
-PEER = {"max": "Max", "99.9 %": "99.9%"}  # RateCodingRecipe's modes
+PEER: dict[str, dict[str, Any]] = {  # arguments of RateCodingRecipe
+    "max": {"mode": "Max"},
+    "99.9 %": {"mode": "99.9%"},
+    "99.9 %, per channel, from half the threshold": {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+}
 PEER_TIME_STEPS = (8, 16, 32, 64)
 
 Logits = Callable[[Tensor], Iterator[Tensor]]  # images [N, ...] -> the decoded logits after each step
@@ -66,13 +70,12 @@ def our_network(
     return logits
 
 
-def peer_network(ann: SpikingNet, images: Tensor, mode: str) -> Logits:
+def peer_network(ann: SpikingNet, images: Tensor, options: dict[str, Any]) -> Logits:
     """Converted by SpikingJelly: its outputs summed over time, as in its own examples."""
     from spikingjelly.activation_based import ann2snn, functional
-    from spikingjelly.activation_based.ann2snn.recipes import LocalThresholdBalancingRecipe, RateCodingRecipe
+    from spikingjelly.activation_based.ann2snn.recipes import RateCodingRecipe
 
-    batches = images.split(64)
-    recipe = LocalThresholdBalancingRecipe(batches) if mode == "LTB" else RateCodingRecipe(batches, mode=mode)
+    recipe = RateCodingRecipe(images.split(64), **options)
     snn = ann2snn.Converter(recipe=recipe).convert(Plain(copy.deepcopy(ann))).eval()
 
     def logits(x: Tensor) -> Iterator[Tensor]:
@@ -86,11 +89,22 @@ def peer_network(ann: SpikingNet, images: Tensor, mode: str) -> Logits:
 
 
 class Plain(nn.Module):
-    """The ANN without the checks of shapes and step modes, which a symbolic trace cannot follow."""
+    """The ANN without the checks of shapes and step modes, which a symbolic trace cannot follow.
+
+    A shortcut of option A becomes a 1x1 convolution of the same values: SpikingJelly 2.0 does not convert padding.
+    """
 
     def __init__(self, ann: SpikingNet) -> None:
         super().__init__()
         self.ann = ann
+        blocks = [module for module in ann.modules() if isinstance(getattr(module, "downsample", None), nn.Module)]
+        for block in blocks:
+            if not isinstance(block.downsample, nn.Sequential):
+                planes = block.conv1.in_channels
+                weight = block.downsample(torch.eye(planes).view(planes, planes, 1, 1)).transpose(0, 1)
+                convolution = nn.Conv2d(planes, len(weight), 1, stride=block.conv1.stride, bias=False)
+                convolution.weight.data.copy_(weight)
+                block.downsample = convolution
 
     def forward(self, x: Tensor) -> Tensor:
         for segment in self.ann.segments().values():
@@ -178,8 +192,8 @@ def main() -> None:
     except ImportError as error:
         print(f"SpikingJelly is left out: {error}")
     else:
-        for name, mode in {**PEER, "local threshold balancing": "LTB"}.items():
-            networks[f"SpikingJelly {name}"] = (lambda m=mode: peer_network(ann, images, m), PEER_TIME_STEPS)
+        for name, options in PEER.items():
+            networks[f"SpikingJelly {name}"] = (lambda o=options: peer_network(ann, images, o), PEER_TIME_STEPS)
     for name, (build, time_steps) in networks.items():
         if name in results["networks"] or args.only not in name:
             continue

@@ -11,7 +11,7 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import functional
+from snnzoo import digits, functional
 from snnzoo.conversion import build_ann, calibration, codings, convert_ann, data_free, load_with_ann, neurons, recipes
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
