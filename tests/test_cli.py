@@ -166,7 +166,7 @@ MISTAKES = {
     "unknown weights": (["convert", "resnet18", "--weights", "digit"], 2, "did you mean digits?"),
     "tolerance with -T": (["convert", "resnet18.digits", "-T", "4", "--tolerance", "1"], 2, "leave --recipe, -T"),
     "tolerance of all": (["convert", "resnet18.digits", "--tolerance", "100"], 2, "percentage points in [0, 100)"),
-    "tolerance without images": (["convert", "resnet18", "--tolerance", "1", "--checkpoint", __file__], 2, "--calib-data"),
+    "tolerance, no images": (["convert", "resnet18", "--tolerance", "1", "--checkpoint", __file__], 2, "--calib-data"),
     "unknown recipe": (["convert", "resnet18.digits", "--recipe", "dleta"], 2, "delta, differential, signed, rate"),
     "no pattern matches": (["list", "vgg*"], 2, "no model matches 'vgg*'"),
     "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "--time-steps must be at least 1, got 0"),
