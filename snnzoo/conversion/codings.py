@@ -36,6 +36,11 @@ class Coding:
         """Of each neuron: biases upstream reach a differential one at every step, and `offset` undoes that."""
         return ("v_threshold", "bias", "offset") if self.readout == "sum" else ("v_threshold", "bias")
 
+    @property
+    def event_bits(self) -> int:
+        """Bits of an event's size, its sign not counted: 1 for binary and ternary spikes."""
+        return 1
+
     def span(self, time_steps: int) -> float:
         """The largest activation that `time_steps` steps can represent, in units of `v_threshold`."""
         raise NotImplementedError
@@ -100,6 +105,10 @@ class DeltaCoding(Coding):
         theta, bias, offset = (parameters[name] for name in self.parameter_names)
         return DeltaNode(theta, self.levels, self.gamma, bias, offset, differential=not encodes_input)
 
+    @property
+    def event_bits(self) -> int:
+        return self.levels.bit_length()  # sizes 1 to K
+
     def span(self, time_steps: int) -> float:
         return self.levels * sum(self.gamma**t for t in range(time_steps))
 
@@ -120,6 +129,10 @@ class DifferentialCoding(Coding):
     def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
         theta, bias, offset = (parameters[name] for name in self.parameter_names)
         return DifferentialNode(theta, self.levels, bias, offset, differential=not encodes_input)
+
+    @property
+    def event_bits(self) -> int:
+        return max(1, (self.levels - 1).bit_length())  # which of n sizes
 
     def span(self, time_steps: int) -> float:
         return float(time_steps)

@@ -116,10 +116,10 @@ def evaluate(
             done += len(images)
             if progress:
                 progress(done, total, "evaluating")
-    results = []
+    results, activity = [], meter.activity
     for row, (t, speed) in enumerate(zip(time_steps, speeds, strict=True)):
         top1, top5, agreement_rate = (counts[row].double() / total).tolist()
-        events, operations = meter.events_per_neuron_step(t), meter.synaptic_operations(t)
+        events, operations = activity.events_per_neuron_step(t), activity.synaptic_operations(t)
         results.append(TimeStepResult(t, top1, top5, agreement_rate, speed, events, operations))
     ann_top1, ann_top5 = (ann_counts.double() / total).tolist()
     return Evaluation(total, {"top1": ann_top1, "top5": ann_top5}, results)
