@@ -1,4 +1,4 @@
-"""Containers, and dropout that holds still over time.
+"""Containers, dropout that holds still over time, and layers that look along it.
 
 The containers give the two propagation patterns as modules. They rename state_dict keys
 (`0.weight` becomes `0.0.weight`); `functional.seq_to_ann_forward` does the same without renaming.
@@ -6,12 +6,14 @@ The containers give the two propagation patterns as modules. They rename state_d
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnzoo import functional
-from snnzoo.base import MemoryModule, StepContainer
+from snnzoo.base import MemoryModule, StepContainer, StepModule
 
 
 class SeqToANNContainer(StepContainer):
@@ -139,3 +141,139 @@ class Readout(MemoryModule):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, step_mode={self.step_mode!r}"
+
+
+class TemporalConv(StepModule):
+    """Convolution over time: each output step is a weighted sum of the inputs at several steps.
+
+    Layer-by-layer, the outputs of a layer at all T are there at once, so they can be convolved along T
+    (Zimmer et al. 2019, arXiv 1910.02732): `[T, N, C, ...] -> [T, N, out_channels, ...]`. It has no state:
+    a sequence is taken as a whole, with zeros before and after it.
+
+    Args:
+        in_channels, out_channels: as in `nn.Conv1d`.
+        kernel_size: steps that an output depends on.
+        dilation: steps between them.
+        groups: 1 mixes all channels; `in_channels` is depthwise, a filter of its own for each channel.
+        causal: an output at t depends on t and earlier; False centres the kernel (for an even one, the
+            later half is a step longer).
+        bias: whether a bias is added.
+        step_mode: "m"; single-step mode is an error, since a step alone has no past and no future.
+
+    Raises:
+        ValueError: if an argument is out of range, the mode is single-step, or the input has a wrong shape.
+
+    Example:
+        >>> TemporalConv(8, 8, 3, groups=8)(torch.rand(10, 2, 8, 5, 5)).shape
+        torch.Size([10, 2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        causal: bool = True,
+        bias: bool = True,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__(step_mode)
+        for name, value in (("kernel_size", kernel_size), ("dilation", dilation), ("groups", groups)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.dilation, self.groups, self.causal = dilation, groups, causal
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights as `nn.Conv1d` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros before the first step and after the last one."""
+        reach = (self.kernel_size - 1) * self.dilation
+        before = reach if self.causal else reach // 2
+        return before, reach - before
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        if self.step_mode == "s":
+            raise ValueError(
+                "TemporalConv has step_mode='s', but it convolves over time and a single step has none: run the "
+                "network layer-by-layer, with snnzoo.functional.set_step_mode(net, 'm')"
+            )
+        if x_seq.ndim < 3 or x_seq.shape[2] != self.in_channels:
+            raise ValueError(
+                f"TemporalConv needs x_seq of shape [T, N, {self.in_channels}, ...], got {list(x_seq.shape)}"
+            )
+        others = x_seq.movedim((1, 2, 0), (0, -2, -1))  # [N, ..., C, T]
+        x = F.pad(others.flatten(0, -3), self.padding)
+        y = F.conv1d(x, self.weight, self.bias, dilation=self.dilation, groups=self.groups)
+        return y.unflatten(0, others.shape[:-2]).movedim((0, -2, -1), (1, 2, 0))  # [T, N, C, ...]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"groups={self.groups}, causal={self.causal}, bias={self.bias is not None}, step_mode={self.step_mode!r}"
+        )
+
+
+class AccumulatingMaxPool2d(MemoryModule):
+    """Max pooling for spikes whose sum over time is what counts: it pools the sums, and sends how they change.
+
+    total += x[t];  pooled[t] = max_pool2d(total);  output[t] = pooled[t] - pooled[t - 1]
+
+    So the outputs until any step sum up to the maximum of the inputs' sums until then, in every window. A
+    plain max pool of each step does not: the maximum of a sum is not the sum of the maxima. That holds for
+    differential inputs, whose sum decodes, and for rates, whose sum over T does. A constant that every step
+    adds to all of a channel passes unchanged.
+
+    `[N, C, H, W] -> [N, C, H', W']`, or `[T, N, C, H, W] -> [T, N, C, H', W']` with `step_mode="m"`. State is
+    float32 or better.
+
+    Args:
+        kernel_size, stride, padding, dilation, ceil_mode: as in `nn.MaxPool2d`.
+        step_mode: "s" or "m".
+
+    Raises:
+        ValueError: if the state held does not fit the input.
+    """
+
+    total: Tensor | None
+    pooled: Tensor | None
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        ceil_mode: bool = False,
+        step_mode: str = "s",
+    ) -> None:
+        super().__init__(step_mode)
+        self.pool = nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+        self.register_memory("total", None)
+        self.register_memory("pooled", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.total is not None:
+            self.require_shape("total", x.shape if self.step_mode == "s" else x.shape[1:])
+        outputs = []
+        for step in x if self.step_mode == "m" else x.unsqueeze(0):
+            # not cumsum, whose rounding differs from that of one step after the other
+            self.total = step.to(dtype) if self.total is None else self.total + step
+            before, self.pooled = self.pooled, self.pool(self.total)
+            outputs.append((self.pooled if before is None else self.pooled - before).to(x.dtype))
+        return torch.stack(outputs) if self.step_mode == "m" else outputs[0]
