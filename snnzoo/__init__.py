@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snnzoo import checkpoints, conversion, evaluation, functional, layer, models, neuron, ops, surrogate
+    from snnzoo import checkpoints, conversion, evaluation, functional, layer, models, neuron, ops, rnn, surrogate
     from snnzoo.conversion import convert, load, save
     from snnzoo.evaluation import evaluate
     from snnzoo.models import create_model, list_models
@@ -32,11 +32,23 @@ __all__ = [
     "models",
     "neuron",
     "ops",
+    "rnn",
     "save",
     "surrogate",
 ]
 
-_ROOMS = ("checkpoints", "conversion", "evaluation", "functional", "layer", "models", "neuron", "ops", "surrogate")
+_ROOMS = (
+    "checkpoints",
+    "conversion",
+    "evaluation",
+    "functional",
+    "layer",
+    "models",
+    "neuron",
+    "ops",
+    "rnn",
+    "surrogate",
+)
 __getattr__ = lazy_exports(
     __name__,
     {
