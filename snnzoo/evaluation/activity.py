@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.utils.hooks import RemovableHandle
 
 from snnzoo.conversion.codings import neuron_sites
@@ -158,9 +159,7 @@ def fan_out(layer: nn.Module, input_shape: Iterable[int], output_shape: Iterable
     kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
     padding = layer.padding if isinstance(layer.padding, tuple) else _string_padding(layer)
     # the transpose of the convolution: what each output gives back to the inputs that it sees
-    reached = torch.nn.grad.conv2d_input(
-        torch.Size((1, 1, height, width)), kernel, ones, layer.stride, padding, layer.dilation
-    )
+    reached = conv2d_input(torch.Size((1, 1, height, width)), kernel, ones, layer.stride, padding, layer.dilation)
     return reached[0, 0].round().long() * (layer.out_channels // layer.groups)
 
 

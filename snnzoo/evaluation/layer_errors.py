@@ -1,0 +1,64 @@
+"""How far each neuron's decoded output is from the ANN's activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo.conversion.codings import neuron_sites
+from snnzoo.conversion.file import Conversion
+from snnzoo.functional import reset_net
+from snnzoo.models.resnet import SpikingNet
+
+
+def layer_errors(
+    net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    """The squared error of each neuron site, decoded after several T, over the mean square of the ANN's activation.
+
+    Every site's error holds what those before it have brought in. One step is run at a time, so that memory does
+    not grow with T.
+
+    Args:
+        net: converted, multi-step.
+        ann: its ANN, single-step.
+        images: `[N, C, H, W]`; all activations of the ANN are held, so take a few.
+        time_steps: T to decode at.
+
+    Returns:
+        for each site, in the order in which they run, the error after each T.
+    """
+    assert isinstance(net.conversion, Conversion)
+    mean = net.conversion.coding.readout == "mean"
+    activations: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
+
+    def keep(site: str, _: nn.Module, inputs: object, y: Tensor) -> None:
+        activations[site] = y
+
+    def accumulate(site: str, _: nn.Module, inputs: object, y_seq: Tensor) -> None:
+        sums[site] = sums[site] + y_seq[0] if site in sums else y_seq[0].clone()
+
+    sites = neuron_sites(net)
+    handles = [ann.get_submodule(site).register_forward_hook(partial(keep, site)) for site in sites]
+    handles += [net.get_submodule(site).register_forward_hook(partial(accumulate, site)) for site in sites]
+    errors: dict[str, dict[int, float]] = {site: {} for site in sites}
+    try:
+        with torch.inference_mode():
+            ann(images)
+            reset_net(net)
+            for t in range(1, max(time_steps) + 1):
+                net(images.unsqueeze(0))
+                if t in time_steps:
+                    for site, total in sums.items():
+                        decoded = total / t if mean else total
+                        missing = (activations[site] - decoded).double().square().sum()
+                        errors[site][t] = (missing / activations[site].double().square().sum().clamp(min=1e-30)).item()
+    finally:
+        reset_net(net)
+        for handle in handles:
+            handle.remove()
+    return errors
