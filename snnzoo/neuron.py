@@ -34,11 +34,6 @@ __all__ = [
 ]
 
 
-def state_dtype(x: Tensor) -> torch.dtype:
-    """Membranes are float32 or better: half precision loses small currents."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _is_positive(value: float | Tensor) -> bool:
     """Positive and finite, every element; a tensor without data (meta device) is trusted."""
     if not isinstance(value, Tensor):
@@ -81,9 +76,32 @@ class ThresholdNode(MemoryModule):
             )
         return self.multi_step(x)
 
+    @property
+    def coding(self) -> ops.Coding:
+        """What the neuron does, for `ops.multi_step_neuron`."""
+        raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `ops.multi_step_neuron` beside the input, the coding and the state."""
+        return {"v_threshold": self.v_threshold}
+
     def multi_step(self, x_seq: Tensor) -> Tensor:
         """`x_seq [T, N, ...] -> [T, N, ...]`, starting from the state held and leaving the new one."""
-        raise NotImplementedError
+        coding = self.coding
+        result = ops.multi_step_neuron(x_seq, coding, state=self._held_state(coding, x_seq), **self.arguments())
+        for name, part in zip(coding.state, result.state, strict=True):
+            setattr(self, name, part)
+        assert result.sequence is not None
+        return result.sequence
+
+    def _held_state(self, coding: ops.Coding, x_seq: Tensor) -> tuple[Tensor, ...] | None:
+        """The state of an earlier call, None after a reset."""
+        held = tuple(getattr(self, name) for name in coding.state)
+        if not all(isinstance(part, Tensor) for part in held):
+            return None
+        for name in coding.state:
+            self.require_shape(name, x_seq.shape[1:])
+        return held
 
     def extra_repr(self) -> str:
         threshold = self.v_threshold
@@ -141,27 +159,18 @@ class BaseNode(ThresholdNode):
         """The membrane potential before firing, from `v [N, ...]` and the input `x [N, ...]`."""
         raise NotImplementedError
 
-    def initial_v(self, x: Tensor) -> Tensor:
-        """`v` before t = 0, for a step `x [N, ...]` in the dtype to compute in."""
-        return torch.full_like(x, self.v_reset or 0.0)
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.IF(**self._settings(BaseNode.charge))
 
-    def multi_step(self, x_seq: Tensor) -> Tensor:
-        dtype = state_dtype(x_seq)
-        if isinstance(self.v, Tensor):
-            self.require_shape("v", x_seq.shape[1:])
-            v = self.v.to(dtype)
-        else:
-            v = self.initial_v(torch.empty_like(x_seq[0], dtype=dtype))
-        spikes, self.v = ops.integrate_and_fire(
-            x_seq,
-            v,
-            self.charge,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            surrogate=self.surrogate_function,
-            detach_reset=self.detach_reset,
-        )
-        return spikes.to(x_seq.dtype)
+    def _settings(self, known: Callable[..., Tensor]) -> dict[str, Any]:
+        """Of `ops.IF`; a subclass that replaces the `known` charge, which the operator has, brings its own."""
+        return {
+            "v_reset": self.v_reset,
+            "surrogate": self.surrogate_function,
+            "detach_reset": self.detach_reset,
+            "charge": None if type(self).charge is known else self.charge,
+        }
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, v_reset={self.v_reset}, detach_reset={self.detach_reset}"
@@ -172,6 +181,10 @@ class IFNode(BaseNode):
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         return reference.charge_if(v, x)
+
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.IF(**self._settings(IFNode.charge))
 
 
 class LIFNode(BaseNode):
@@ -211,6 +224,11 @@ class LIFNode(BaseNode):
             v, x, reciprocal_tau=1 / self.tau, v_reset=self.v_reset, decay_input=self.decay_input
         )
 
+    @property
+    def coding(self) -> ops.Coding:
+        settings = self._settings(LIFNode.charge)
+        return ops.LIF(**settings, reciprocal_tau=1 / self.tau, decay_input=self.decay_input)
+
     def extra_repr(self) -> str:
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
 
@@ -249,6 +267,11 @@ class ParametricLIFNode(BaseNode):
         return reference.charge_lif(
             v, x, reciprocal_tau=reciprocal_tau, v_reset=self.v_reset, decay_input=self.decay_input
         )
+
+    @property
+    def coding(self) -> ops.Coding:
+        settings = self._settings(ParametricLIFNode.charge)
+        return ops.LIF(**settings, reciprocal_tau=self.w.sigmoid(), decay_input=self.decay_input)
 
     def extra_repr(self) -> str:
         return f"tau={1 / self.w.sigmoid().item():.4g}, decay_input={self.decay_input}, {super().extra_repr()}"

@@ -6,11 +6,12 @@ need no rescaled weights, and the identity path of a residual block no synapse.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from snnzoo import ops
-from snnzoo.neuron import IFNode, ThresholdNode, state_dtype
+from snnzoo.neuron import IFNode, ThresholdNode
 
 __all__ = ["DeltaNode", "DifferentialNode", "RateNode", "SignedNode"]
 
@@ -33,15 +34,12 @@ class RateNode(IFNode):
         super().__init__(v_threshold, v_reset=None, step_mode=step_mode)
         self.register_per_channel("bias", bias)
 
-    def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return super().charge(v, x + ops.channel_view(self.bias, x))
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.IF(half_start=True, **self._settings(IFNode.charge))
 
-    def initial_v(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x) + 0.5 * ops.channel_view(self.v_threshold, x)
-
-    def multi_step(self, x_seq: Tensor) -> Tensor:
-        spikes = super().multi_step(x_seq)
-        return spikes * ops.channel_view(self.v_threshold, x_seq[0])
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "bias": self.bias, "payload": True}
 
 
 class SignedNode(ThresholdNode):
@@ -69,16 +67,12 @@ class SignedNode(ThresholdNode):
         self.register_memory("v", None)
         self.register_memory("c", None)
 
-    def multi_step(self, x_seq: Tensor) -> Tensor:
-        dtype = state_dtype(x_seq)
-        if self.v is None or self.c is None:
-            c = torch.zeros_like(x_seq[0], dtype=dtype)
-            v = c + 0.5 * ops.channel_view(self.v_threshold, c)
-        else:
-            self.require_shape("v", x_seq.shape[1:])
-            v, c = self.v.to(dtype), self.c.to(dtype)
-        outputs, self.v, self.c = ops.signed(x_seq, v, c, v_threshold=self.v_threshold, bias=self.bias)
-        return outputs.to(x_seq.dtype)
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.Signed()
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "bias": self.bias, "payload": True}
 
 
 class _RefiningNode(ThresholdNode):
@@ -120,20 +114,13 @@ class _RefiningNode(ThresholdNode):
         for name, initial in (("m", 0.0), ("o", 0.0), ("t", 0)):
             self.register_memory(name, initial)
 
-    def refine(self, x_seq: Tensor, m: Tensor, o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run all steps of `x_seq` from the state `m`, `o`: outputs, and the state after them."""
-        raise NotImplementedError
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "bias": self.bias, "offset": self.offset, "payload": True, "t": self.t}
 
     def multi_step(self, x_seq: Tensor) -> Tensor:
-        dtype = state_dtype(x_seq)
-        if isinstance(self.m, Tensor) and isinstance(self.o, Tensor):
-            self.require_shape("m", x_seq.shape[1:])
-            m, o = self.m.to(dtype), self.o.to(dtype)
-        else:
-            m = o = torch.zeros_like(x_seq[0], dtype=dtype)
-        outputs, self.m, self.o = self.refine(x_seq, m, o)
+        outputs = super().multi_step(x_seq)
         self.t += len(x_seq)
-        return outputs.to(x_seq.dtype)
+        return outputs
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, {super().extra_repr()}"
@@ -172,19 +159,9 @@ class DeltaNode(_RefiningNode):
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
         self.gamma = float(gamma)
 
-    def refine(self, x_seq: Tensor, m: Tensor, o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.delta(
-            x_seq,
-            m,
-            o,
-            self.t,
-            v_threshold=self.v_threshold,
-            levels=self.levels,
-            gamma=self.gamma,
-            bias=self.bias,
-            offset=self.offset,
-            differential=self.differential,
-        )
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.Delta(self.levels, self.gamma, self.differential)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, {super().extra_repr()}"
@@ -211,15 +188,6 @@ class DifferentialNode(_RefiningNode):
     ) -> None:
         super().__init__(v_threshold, levels, bias, offset, differential, step_mode)
 
-    def refine(self, x_seq: Tensor, m: Tensor, o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return ops.differential(
-            x_seq,
-            m,
-            o,
-            self.t,
-            v_threshold=self.v_threshold,
-            levels=self.levels,
-            bias=self.bias,
-            offset=self.offset,
-            differential=self.differential,
-        )
+    @property
+    def coding(self) -> ops.Coding:
+        return ops.Differential(self.levels, self.differential)

@@ -1,5 +1,18 @@
 """The multi-step neuron: every equation that fires, over all T steps at once."""
 
-from snnzoo.ops.reference import channel_view, delta, differential, integrate_and_fire, signed
+from snnzoo.ops.backends import use_backend
+from snnzoo.ops.dispatch import NeuronOutput, multi_step_neuron
+from snnzoo.ops.spec import IF, LIF, Coding, Delta, Differential, Signed, state_dtype
 
-__all__ = ["channel_view", "delta", "differential", "integrate_and_fire", "signed"]
+__all__ = [
+    "IF",
+    "LIF",
+    "Coding",
+    "Delta",
+    "Differential",
+    "NeuronOutput",
+    "Signed",
+    "multi_step_neuron",
+    "state_dtype",
+    "use_backend",
+]

@@ -1,22 +1,25 @@
 """The neuron equations in plain PyTorch: the truth that every faster path is tested against.
 
-Shapes: `x_seq [T, N, ...]` with channels, where there are any, in dimension 2 (`[T, N, C, ...]`).
-One step of the classic neurons (Fang et al. 2023, Science Advances, SpikingJelly, eqs. 1-3):
-
-    h[t] = charge(v[t-1], x[t])
-    s[t] = 1 if h[t] >= v_threshold else 0
-    v[t] = h[t] - s[t] * v_threshold                 soft reset (v_reset is None)
-    v[t] = s[t] * v_reset + (1 - s[t]) * h[t]        hard reset
+Shapes: `x_seq [T, N, ...]` with channels, where there are any, in dimension 2 (`[T, N, C, ...]`). Each step
+function maps one input `x [N, ...]`, residual and bias added, and the state before it to the output in
+units, what the output is worth, and the state after it; `theta` is the threshold. All of it is computed in
+`state_dtype`, operation by operation as written: other implementations give equal results, not close ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-Charge = Callable[[Tensor, Tensor], Tensor]
+from snnzoo.ops.spec import IF, LIF, Coding, Delta, Differential, Signed, state_dtype
+
+Parameter = float | Tensor  # a scalar, or one that broadcasts over a step
+Step = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+
+SMALLEST_LEVEL = 2.0**-100  # of theta: gamma^t stays above it, so that levels remain normal numbers
 
 
 def channel_view(parameter: float | Tensor, x: Tensor) -> float | Tensor:
@@ -27,6 +30,8 @@ def channel_view(parameter: float | Tensor, x: Tensor) -> float | Tensor:
     """
     if not isinstance(parameter, Tensor):
         return parameter
+    if parameter.ndim == 0:
+        return parameter.to(x.dtype)
     if x.ndim < 2 or x.shape[1] != parameter.numel():
         raise ValueError(
             f"a parameter of {parameter.numel()} channels does not fit a step of shape {list(x.shape)}: "
@@ -54,155 +59,132 @@ def charge_lif(
     return v - leak * reciprocal_tau + x
 
 
-def integrate_and_fire(
+def _charge(coding: IF, v: Tensor, x: Tensor) -> Tensor:
+    if coding.charge is not None:
+        return coding.charge(v, x)
+    if isinstance(coding, LIF):
+        tau = coding.reciprocal_tau
+        tau = tau.to(v.dtype) if isinstance(tau, Tensor) else tau
+        return charge_lif(v, x, reciprocal_tau=tau, v_reset=coding.v_reset, decay_input=coding.decay_input)
+    return charge_if(v, x)
+
+
+def integrate_and_fire(coding: IF, x: Tensor, state: tuple[Tensor, ...], theta: Parameter) -> Step:
+    """Binary spikes (Fang et al. 2023, Science Advances, SpikingJelly, eqs. 1-3).
+
+    h[t] = charge(v[t-1], x[t])
+    s[t] = 1 if h[t] >= theta else 0
+    v[t] = h[t] - s[t] * theta                    soft reset (v_reset is None)
+    v[t] = s[t] * v_reset + (1 - s[t]) * h[t]     hard reset
+    """
+    (v,) = state
+    h = _charge(coding, v, x)
+    s = coding.surrogate(h - theta)
+    s_reset = s.detach() if coding.detach_reset else s
+    if coding.v_reset is None:
+        v = h - s_reset * theta
+    else:
+        v = s_reset * coding.v_reset + (1 - s_reset) * h
+    return s, s * theta, (v,)
+
+
+def signed(x: Tensor, state: tuple[Tensor, ...], theta: Parameter) -> Step:
+    """A negative spike takes back a positive one that was sent too early (after Wang et al. 2022, IJCAI).
+
+    v += x;  s = 1 if v >= theta, -1 if v < 0 and c > 0, else 0;  v -= s * theta;  c += s
+    """
+    v, c = state
+    v = v + x
+    s = (v >= theta).to(v.dtype) - ((v < 0) & (c > 0)).to(v.dtype)
+    payload = s * theta
+    return s, payload, (v - payload, c + s)
+
+
+def delta(coding: Delta, x: Tensor, state: tuple[Tensor, ...], theta: Parameter, power: Tensor) -> Step:
+    """Graded spikes that refine the estimate `o` of `relu(m)`; `power` is gamma^t.
+
+    m += x;  q = theta * gamma^t;  n = clip(round((max(m, 0) - o) / q), -K, K);  s = q * n;  o += s
+    """
+    m, o = state
+    m = m + x if coding.differential else x
+    q = power * theta
+    n = ((m.clamp(min=0) - o) / q).round().clamp(-coding.levels, coding.levels)
+    s = n * q
+    return n, s, (m, o + s)
+
+
+def differential(coding: Differential, x: Tensor, state: tuple[Tensor, ...], theta: Parameter) -> Step:
+    """Multi-threshold spikes (Huang et al. 2025, ICML, arXiv 2503.00301).
+
+    m += x;  r = (max(m, 0) - o) / theta;  s = sign(r) * theta * 2^-k for the smallest k in 0..n-1 with
+    abs(r) >= 0.75 * 2^-k, else 0;  o += s
+    """
+    m, o = state
+    m = m + x if coding.differential else x
+    r = (m.clamp(min=0) - o) / theta
+    size = r.abs()
+    s = torch.zeros_like(r)
+    for k in reversed(range(coding.levels)):  # the largest that is reached comes last, and stays
+        s = torch.where(size >= 0.75 * 2.0**-k, 2.0**-k, s)
+    s = s * r.sign()
+    return s * 2.0 ** (coding.levels - 1), s * theta, (m, o + s * theta)
+
+
+@functools.cache
+def _powers(gamma: float, count: int, dtype: torch.dtype) -> Tensor:
+    table = [torch.ones((), dtype=dtype)]
+    while len(table) < count:
+        table.append((table[-1] * gamma).clamp(min=SMALLEST_LEVEL))
+    return torch.stack(table)
+
+
+def powers(gamma: float, t: int, count: int, dtype: torch.dtype) -> Tensor:
+    """gamma^t ... gamma^(t + count - 1) on the CPU, each the one before times gamma, rounded to `dtype`."""
+    length = 1 << max(6, (t + count - 1).bit_length())
+    return _powers(gamma, length, dtype)[t : t + count]
+
+
+def initial_state(coding: Coding, step: Tensor, theta: Parameter) -> tuple[Tensor, ...]:
+    """The state before t = 0, for steps like `step`, in its dtype."""
+    first = torch.zeros_like(step)
+    if isinstance(coding, Signed) or (isinstance(coding, IF) and coding.half_start):
+        first = first + 0.5 * theta
+    elif isinstance(coding, IF):
+        first = torch.full_like(step, coding.v_reset or 0.0)
+    return (first, *(torch.zeros_like(step) for _ in coding.state[1:]))
+
+
+def run(
     x_seq: Tensor,
-    v: Tensor,
-    charge: Charge,
+    coding: Coding,
     *,
     v_threshold: float | Tensor,
-    v_reset: float | None,
-    surrogate: Callable[[Tensor], Tensor],
-    detach_reset: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run an IF or LIF neuron over T steps.
-
-    Args:
-        x_seq: input current, `[T, N, ...]`.
-        v: membrane potential before the first step, `[N, ...]`, in the dtype to compute in.
-        charge: `(v, x) -> h`.
-        v_threshold: scalar, or `[C]`.
-        v_reset: hard reset value, None for soft reset.
-        surrogate: spike function of `h - v_threshold`.
-        detach_reset: keep the reset out of the gradient.
-
-    Returns:
-        spikes `[T, N, ...]` (0 or 1, dtype of `v`) and the final `v`.
-    """
-    threshold = channel_view(v_threshold, v)
-    spikes = []
-    for x in x_seq:
-        h = charge(v, x.to(v.dtype))
-        s = surrogate(h - threshold)
-        s_reset = s.detach() if detach_reset else s
-        if v_reset is None:
-            v = h - s_reset * threshold
+    bias: float | Tensor,
+    offset: float | Tensor,
+    residual: Tensor | None,
+    state: tuple[Tensor, ...] | None,
+    t: int,
+) -> Iterator[Step]:
+    """Run `coding` over `x_seq`, step by step; arguments as in `ops.multi_step_neuron`."""
+    dtype = state_dtype(x_seq.dtype)
+    like = torch.empty_like(x_seq[0], dtype=dtype)
+    theta, bias, offset = (channel_view(value, like) for value in (v_threshold, bias, offset))
+    state = initial_state(coding, like, theta) if state is None else tuple(part.to(dtype) for part in state)
+    once = isinstance(coding, (Delta, Differential)) and coding.differential
+    power = powers(coding.gamma, t, len(x_seq), dtype) if isinstance(coding, Delta) else None
+    for step in range(len(x_seq)):
+        x = x_seq[step].to(dtype)
+        if residual is not None:
+            x = x + residual[step].to(dtype)
+        x = x - offset if once and t + step > 0 else x + bias
+        if isinstance(coding, IF):
+            result = integrate_and_fire(coding, x, state, theta)
+        elif isinstance(coding, Delta):
+            assert power is not None
+            result = delta(coding, x, state, theta, power[step])
+        elif isinstance(coding, Differential):
+            result = differential(coding, x, state, theta)
         else:
-            v = s_reset * v_reset + (1 - s_reset) * h
-        spikes.append(s)
-    return torch.stack(spikes), v
-
-
-def signed(
-    x_seq: Tensor, v: Tensor, c: Tensor, *, v_threshold: float | Tensor, bias: float | Tensor = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a signed IF neuron: a negative spike takes back a positive one that was sent too early.
-
-    v += x[t] + bias;  s = 1 if v >= theta, -1 if v < 0 and c > 0, else 0;  v -= s * theta;  c += s
-
-    Args:
-        x_seq: input current, `[T, N, C, ...]`.
-        v: membrane potential before the first step, `[N, C, ...]`.
-        c: spikes sent so far, positive minus negative, `[N, C, ...]`.
-        v_threshold: theta, scalar or `[C]`.
-        bias: added to every step, scalar or `[C]`.
-
-    Returns:
-        outputs `s * theta`, `[T, N, C, ...]` (their mean decodes), and the final `v` and `c`.
-    """
-    threshold, bias = channel_view(v_threshold, v), channel_view(bias, v)
-    outputs = []
-    for x in x_seq.to(v.dtype):
-        v = v + (x + bias)
-        s = (v >= threshold).to(v.dtype) - ((v < 0) & (c > 0)).to(v.dtype)
-        payload = s * threshold
-        v = v - payload
-        c = c + s
-        outputs.append(payload)
-    return torch.stack(outputs), v, c
-
-
-def _accumulate(
-    m: Tensor, x: Tensor, t: int, bias: float | Tensor, offset: float | Tensor, differential: bool
-) -> Tensor:
-    """The input of a differential neuron until step t: biases enter once, at t = 0."""
-    if not differential:
-        return x + bias
-    return m + (x + bias if t == 0 else x - offset)
-
-
-def delta(
-    x_seq: Tensor,
-    m: Tensor,
-    o: Tensor,
-    t: int,
-    *,
-    v_threshold: float | Tensor,
-    levels: int,
-    gamma: float,
-    bias: float | Tensor = 0.0,
-    offset: float | Tensor = 0.0,
-    differential: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a delta neuron: graded spikes that refine its estimate `o` of `relu(m)`.
-
-    m += z[t];  q = v_threshold * gamma^t;  s = q * clip(round((max(m, 0) - o) / q), -K, K);  o += s
-
-    Args:
-        x_seq: input, `[T, N, C, ...]`; differential, or the signal itself if `differential` is False.
-        m: input accumulated so far, `[N, C, ...]`.
-        o: output emitted so far, `[N, C, ...]`.
-        t: index of the first step.
-        v_threshold: size of one level at t = 0, scalar or `[C]`.
-        levels: K, the largest graded spike; 1 is ternary.
-        gamma: ratio by which the level shrinks each step, in (0, 1].
-        bias: added once, at t = 0, scalar or `[C]`.
-        offset: what biases upstream add to every step, scalar or `[C]`. A bias enters a differential
-            signal once, so it is taken off again at t > 0.
-        differential: False for the neuron that encodes the input: m is then `x_seq[t]` itself.
-
-    Returns:
-        outputs `[T, N, C, ...]` (their sum decodes), and the final `m` and `o`.
-    """
-    threshold, bias, offset = (channel_view(value, m) for value in (v_threshold, bias, offset))
-    outputs = []
-    for step, x in enumerate(x_seq.to(m.dtype), start=t):
-        m = _accumulate(m, x, step, bias, offset, differential)
-        q = threshold * gamma**step
-        s = q * ((m.clamp(min=0) - o) / q).round().clamp(-levels, levels)
-        o = o + s
-        outputs.append(s)
-    return torch.stack(outputs), m, o
-
-
-def differential(
-    x_seq: Tensor,
-    m: Tensor,
-    o: Tensor,
-    t: int,
-    *,
-    v_threshold: float | Tensor,
-    levels: int,
-    bias: float | Tensor = 0.0,
-    offset: float | Tensor = 0.0,
-    differential: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a multi-threshold neuron on differential signals (Huang et al. 2025, ICML, arXiv 2503.00301).
-
-    m += z[t];  r = max(m, 0) - o;  s = sign(r) * theta * 2^-k for the smallest k in 0..n-1 with
-    abs(r) >= 0.75 * theta * 2^-k, else 0;  o += s
-
-    Arguments and results are those of `delta`, but `levels` is n, the number of thresholds.
-    """
-    threshold, bias, offset = (channel_view(value, m) for value in (v_threshold, bias, offset))
-    outputs = []
-    for step, x in enumerate(x_seq.to(m.dtype), start=t):
-        m = _accumulate(m, x, step, bias, offset, differential)
-        r = (m.clamp(min=0) - o) / threshold
-        size = r.abs()
-        s = torch.zeros_like(r)
-        for k in reversed(range(levels)):  # the largest that is reached comes last, and stays
-            s = torch.where(size >= 0.75 * 2.0**-k, 2.0**-k, s)
-        s = s * r.sign() * threshold
-        o = o + s
-        outputs.append(s)
-    return torch.stack(outputs), m, o
+            result = signed(x, state, theta)
+        state = result[-1]
+        yield result
