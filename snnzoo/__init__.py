@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING
 from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snnzoo import checkpoints, conversion, evaluation, functional, layer, models, neuron, ops, rnn, surrogate
+    from snnzoo import (
+        checkpoints,
+        conversion,
+        evaluation,
+        functional,
+        inference,
+        layer,
+        models,
+        neuron,
+        ops,
+        rnn,
+        surrogate,
+    )
     from snnzoo.conversion import convert, load, save
     from snnzoo.evaluation import evaluate
+    from snnzoo.inference import prepare_for_inference
     from snnzoo.models import create_model, list_models
 
 __version__ = "0.1.0"
@@ -26,12 +39,14 @@ __all__ = [
     "evaluate",
     "evaluation",
     "functional",
+    "inference",
     "layer",
     "list_models",
     "load",
     "models",
     "neuron",
     "ops",
+    "prepare_for_inference",
     "rnn",
     "save",
     "surrogate",
@@ -42,6 +57,7 @@ _ROOMS = (
     "conversion",
     "evaluation",
     "functional",
+    "inference",
     "layer",
     "models",
     "neuron",
@@ -59,5 +75,6 @@ __getattr__ = lazy_exports(
         "load": "snnzoo.conversion",
         "save": "snnzoo.conversion",
         "evaluate": "snnzoo.evaluation",
+        "prepare_for_inference": "snnzoo.inference",
     },
 )

@@ -13,7 +13,6 @@ from torch.nn.grad import conv2d_input
 from torch.utils.hooks import RemovableHandle
 
 from snnzoo.conversion.codings import neuron_sites
-from snnzoo.models.resnet import SpikingNet
 
 
 @dataclass
@@ -79,11 +78,11 @@ class ActivityMeter:
     groups respected. An identity shortcut has no weights: it counts for nothing.
 
     Args:
-        net: layer-by-layer.
+        net: a network of the zoo, or its folded form; layer-by-layer.
         input_events: whether the network's input is events, so that its first layer has synaptic operations.
     """
 
-    def __init__(self, net: SpikingNet, *, input_events: bool = False) -> None:
+    def __init__(self, net: nn.Module, *, input_events: bool = False) -> None:
         self.net, self.input_events = net, input_events
         self.activity = Activity()
         self._batch = Activity()
@@ -99,7 +98,7 @@ class ActivityMeter:
         analog = () if self.input_events else layers[:1]
         hook = self._handles.append
         hook(self.net.register_forward_pre_hook(self._start_piece))
-        hook(self.net.readout.register_forward_pre_hook(self._start_readout))
+        hook(self.net.get_submodule("readout").register_forward_pre_hook(self._start_readout))
         for site in sites:
             hook(self.net.get_submodule(site).register_forward_hook(partial(self._count_events, site)))
         for name in layers:

@@ -1,0 +1,47 @@
+"""Batches of a data set, read ahead while the network computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+BATCHES_AHEAD = 2
+
+
+def batches(
+    data: Dataset[tuple[Tensor, int]], batch_size: int, workers: int = 1, *, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images `[N, C, H, W]` and labels `[N]`, in the order of `data`; the last batch may be smaller.
+
+    Args:
+        workers: threads that read. With more than one, `data` must be safe to read from several.
+        pin_memory: copy to page-locked memory, from which a GPU copies while it computes.
+
+    Raises:
+        whatever reading a sample raises, when its batch is due.
+    """
+    total = len(data)  # type: ignore[arg-type]
+    starts = iter(range(0, total, batch_size))
+    pending: deque[list[Future[tuple[Tensor, int]]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="reads images") as pool:
+
+        def read_ahead() -> None:
+            start = next(starts, None)
+            if start is not None:
+                indices = range(start, min(start + batch_size, total))
+                pending.append([pool.submit(data.__getitem__, i) for i in indices])
+
+        try:
+            for _ in range(1 + BATCHES_AHEAD):
+                read_ahead()
+            while pending:
+                samples = [future.result() for future in pending.popleft()]
+                read_ahead()
+                images, labels = default_collate(samples)
+                yield (images.pin_memory() if pin_memory else images), labels
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an error, or a caller that has had enough

@@ -1,0 +1,113 @@
+"""A network in its fast form and its ANN on the same images, in batches that fit the memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from snnzoo.errors import SnnzooError
+from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.inference import prepare_for_inference
+from snnzoo.models.resnet import SpikingNet
+
+Result = TypeVar("Result")
+
+
+class BatchLimit:
+    """Runs functions on a batch, in parts when memory runs out: the parts are halved for good, with a notice.
+
+    Args:
+        size: images at a time, at first.
+        notify: gets one line when parts become smaller.
+    """
+
+    def __init__(self, size: int, notify: Callable[[str], None]) -> None:
+        self.size, self.notify = size, notify
+
+    def run(self, function: Callable[[Tensor], Result], images: Tensor) -> list[Result]:
+        """What `function` gives for each part of `images [N, ...]`, in order.
+
+        Raises:
+            SnnzooError: if not even one image fits.
+        """
+        results: list[Result] = []
+        done = 0
+        while done < len(images):
+            part = images[done : done + self.size]
+            try:
+                results.append(function(part))
+                done += len(part)
+                continue
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise SnnzooError(
+                        f"one image of {part.shape[-1]}x{part.shape[-2]} pixels does not fit the GPU's memory: "
+                        "use --dtype float16, fewer time steps or --device cpu"
+                    ) from None
+            # out of the handler, which keeps the tensors of the failed call alive
+            self.size = len(part) // 2
+            self.notify(f"a batch of {len(part)} images does not fit the GPU's memory: going on with {self.size}")
+            torch.cuda.empty_cache()
+        return results
+
+
+class Runner:
+    """Runs a network, counting its activity, and its ANN.
+
+    Args:
+        net: a converted network. Not changed: it is run in its fast form.
+        ann: its ANN (single-step), moved to `device` and `dtype`.
+        time_steps: T to run.
+        batch_size: the largest number of images at a time.
+        notify: gets a line when that number turned out too large.
+    """
+
+    def __init__(
+        self,
+        net: SpikingNet,
+        ann: SpikingNet,
+        time_steps: int,
+        *,
+        batch_size: int,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        notify: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.fast = prepare_for_inference(net, dtype=dtype, device=device)
+        self.ann = ann.to(device, dtype).eval()
+        self.time_steps, self.device, self.dtype = time_steps, torch.device(device), dtype
+        self.meter = ActivityMeter(self.fast.network)
+        self.limit = BatchLimit(batch_size, notify)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """For `images [N, C, H, W]`, the ANN's logits `[N, classes]` and the network's `[T, N, classes]`."""
+        expected, logits = zip(*self.limit.run(self._run, images), strict=True)
+        return torch.cat(expected), torch.cat(logits, dim=1)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(self.device, self.dtype, non_blocking=True)
+        expected = self.ann(images)
+        with self.meter:
+            return expected, self.fast(images.expand(self.time_steps, *images.shape))
+
+    @torch.inference_mode()
+    def images_per_second(self, images: Tensor, time_steps: int) -> float:
+        """Speed of the readout after `time_steps`, on one batch, after one run that warms up."""
+
+        def seconds(part: Tensor) -> float:
+            part = part.to(self.device, self.dtype)
+            measured = []
+            for _ in range(2):
+                start = time.perf_counter()
+                self.fast.final(part.expand(time_steps, *part.shape))
+                if part.is_cuda:
+                    torch.cuda.synchronize(part.device)
+                measured.append(time.perf_counter() - start)
+            return min(measured)
+
+        return len(images) / sum(self.limit.run(seconds, images))

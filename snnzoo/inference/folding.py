@@ -1,0 +1,103 @@
+"""Batch normalisation folded away: its scale into the convolution's weights, its shift into the neuron's bias.
+
+A convolution then has no bias at all. What BN would have added is added by the neuron, which knows when: at
+every step, or in differential codings once, at t = 0. There the `offset` of an unfolded neuron, which takes
+repeated biases off again, has nothing left to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from snnzoo import ops
+from snnzoo.neuron import ThresholdNode
+
+NEGLIGIBLE = 1e-5  # of the threshold: what is left of an offset is rounding
+
+
+def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[nn.Conv2d, Tensor]:
+    """The convolution without bias that does what `conv` and `bn` do, and the bias `[C]` that it lacks, in float64."""
+    fused = fuse_conv_bn_eval(copy.deepcopy(conv).double().eval(), copy.deepcopy(bn).double().eval())
+    assert fused.bias is not None
+    bias = fused.bias.detach()
+    fused.bias = None
+    return fused.requires_grad_(False), bias
+
+
+class FoldedNeuron(nn.Module):
+    """A neuron with the biases of everything before it, folded into one; `step_mode="m"`.
+
+    Its state goes on from call to call until `reset`, as that of any neuron. Its parameters are float32 or
+    better, whatever the dtype of the network.
+
+    Args:
+        node: the neuron as it is in the unfolded network. Not changed.
+        bias: what folded layers before it would have added at every step, `[C]`.
+    """
+
+    v_threshold: float | Tensor
+    bias: float | Tensor
+    offset: float | Tensor
+
+    def __init__(self, node: ThresholdNode, bias: Tensor) -> None:
+        super().__init__()
+        node = copy.deepcopy(node).double().requires_grad_(False)
+        self.coding = _detached(node.coding)
+        arguments = node.arguments()
+        self.payload = arguments.get("payload", False)
+        offset = arguments.get("offset")
+        if offset is not None:
+            left = offset - bias
+            negligible = bool((left.abs() <= NEGLIGIBLE * torch.as_tensor(node.v_threshold)).all())
+            offset = None if negligible else left
+        self._keep("v_threshold", arguments["v_threshold"])
+        self._keep("bias", arguments.get("bias", 0.0) + bias)
+        self._keep("offset", 0.0 if offset is None else offset)
+        self.reset()
+
+    def _keep(self, name: str, value: float | Tensor) -> None:
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value.detach().clone())
+        else:
+            setattr(self, name, value)
+
+    def reset(self) -> None:
+        """Forget the state: the next step is t = 0."""
+        self.state: tuple[Tensor, ...] | None = None
+        self.t = 0
+
+    def forward(self, x_seq: Tensor, residual: Tensor | None = None, output: str = "sequence") -> Tensor:
+        """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`."""
+        result = ops.multi_step_neuron(
+            x_seq,
+            self.coding,
+            v_threshold=self.v_threshold,
+            bias=self.bias,
+            offset=self.offset,
+            residual=residual,
+            state=self.state,
+            t=self.t,
+            output=output,
+            payload=self.payload,
+        )
+        self.state = result.state
+        self.t += len(x_seq)
+        outputs = result.total if output == "sum" else result.sequence
+        assert outputs is not None
+        return outputs
+
+    def extra_repr(self) -> str:
+        return f"{self.coding}"
+
+
+def _detached(coding: Any) -> Any:
+    """The coding with a learned time constant as a plain number."""
+    if isinstance(getattr(coding, "reciprocal_tau", None), Tensor):
+        return dataclasses.replace(coding, reciprocal_tau=coding.reciprocal_tau.item())
+    return coding
