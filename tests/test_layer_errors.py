@@ -29,9 +29,9 @@ def test_errors_are_those_of_the_decoded_outputs(recipe):
         ann(images[:3])
         net(images[:3].expand(4, 3, 3, 32, 32))
     for site, by_steps in errors.items():
-        for t, error in by_steps.items():
+        for t, error in zip([2, 4], by_steps, strict=True):
             total = outputs[site][:t].sum(0)
             decoded = total if recipe == "delta" else total / t
             by_hand = (activations[site] - decoded).square().sum() / activations[site].square().sum()
             assert error == pytest.approx(by_hand.item(), rel=1e-9)
-    assert errors["sn1"][4] < errors["sn1"][2]
+    assert errors["sn1"][1] < errors["sn1"][0]

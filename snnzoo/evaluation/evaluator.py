@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from snnzoo.conversion.file import Conversion
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.evaluation.layer_errors import layer_errors
+from snnzoo.evaluation.results import Evaluation
+from snnzoo.evaluation.tally import Tally
 from snnzoo.functional import reset_net
 from snnzoo.models.resnet import SpikingNet
 
 Progress = Callable[[int, int, str], None]
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
-
-
-@dataclass
-class TimeStepResult:
-    """One row: the network read out after `time_steps`. Rates are fractions of 1."""
-
-    time_steps: int
-    top1: float
-    top5: float
-    agreement: float
-    images_per_second: float
-    events_per_neuron_step: float
-    synaptic_operations: float
-
-
-@dataclass
-class Evaluation:
-    """What `evaluate` measured: `ann` holds the ANN's "top1" and "top5"."""
-
-    images: int
-    ann: dict[str, float]
-    results: list[TimeStepResult]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 def check_time_steps(time_steps: Sequence[int]) -> list[int]:
@@ -74,6 +50,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     workers: int = 0,
+    error_images: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure top-1, top-5, agreement with the ANN, speed and activity at several T in one run.
@@ -84,6 +61,7 @@ def evaluate(
         data: of (image `[C, H, W]`, label).
         time_steps: the T to read out at.
         workers: processes that load images.
+        error_images: how many images of the first batch each layer's error is measured on; none if 0.
         progress: called with (done, total, description).
 
     Raises:
@@ -97,39 +75,28 @@ def evaluate(
         raise SnnzooError("there are no images to evaluate on")
     net, ann = net.to(device, dtype).eval(), ann.to(device, dtype).eval()
     meter = ActivityMeter(net)
-    counts = torch.zeros(len(time_steps), 3, dtype=torch.long)  # top1, top5, agreement
-    ann_counts = torch.zeros(2, dtype=torch.long)
-    speeds: list[float] = []
-    done = 0
+    tally = Tally.empty(time_steps, _classes(ann))
     with torch.inference_mode():
         for images, labels in loader:
             images, labels = images.to(device, dtype), labels.to(device)
-            if not speeds:
-                speeds = [_images_per_second(net, images, t) for t in time_steps]
+            if not tally.speeds:
+                tally.speeds = [_images_per_second(net, images, t) for t in time_steps]
+                if error_images:
+                    tally.layer_errors = layer_errors(net, ann, images[:error_images], time_steps)
             expected = ann(images)
-            ann_counts += _hits(expected, labels).cpu()
             with meter:
                 logits = run_in_pieces(net, images, time_steps[-1])
-            for row, t in enumerate(time_steps):
-                agreement = (logits[t - 1].argmax(1) == expected.argmax(1)).sum()
-                counts[row] += torch.cat([_hits(logits[t - 1], labels), agreement.view(1)]).cpu()
-            done += len(images)
+            tally.count(labels, expected, logits)
             if progress:
-                progress(done, total, "evaluating")
-    results, activity = [], meter.activity
-    for row, (t, speed) in enumerate(zip(time_steps, speeds, strict=True)):
-        top1, top5, agreement_rate = (counts[row].double() / total).tolist()
-        events, operations = activity.events_per_neuron_step(t), activity.synaptic_operations(t)
-        results.append(TimeStepResult(t, top1, top5, agreement_rate, speed, events, operations))
-    ann_top1, ann_top5 = (ann_counts.double() / total).tolist()
-    return Evaluation(total, {"top1": ann_top1, "top5": ann_top5}, results)
+                progress(tally.images, total, "evaluating")
+    tally.activity = meter.activity
+    return tally.evaluation(net.conversion.coding.event_bits if isinstance(net.conversion, Conversion) else 1)
 
 
-def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels are the best, and among the best five: `[2]`."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    matches = best == labels.unsqueeze(1)
-    return torch.stack([matches[:, 0].sum(), matches.sum()])
+def _classes(net: SpikingNet) -> int:
+    """How many logits the classifier gives."""
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    return linear[-1].out_features
 
 
 def _images_per_second(net: SpikingNet, images: Tensor, time_steps: int) -> float:

@@ -14,9 +14,7 @@ from snnzoo.functional import reset_net
 from snnzoo.models.resnet import SpikingNet
 
 
-def layer_errors(
-    net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]
-) -> dict[str, dict[int, float]]:
+def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]) -> dict[str, list[float]]:
     """The squared error of each neuron site, decoded after several T, over the mean square of the ANN's activation.
 
     Every site's error holds what those before it have brought in. One step is run at a time, so that memory does
@@ -26,7 +24,7 @@ def layer_errors(
         net: converted, multi-step.
         ann: its ANN, single-step.
         images: `[N, C, H, W]`; all activations of the ANN are held, so take a few.
-        time_steps: T to decode at.
+        time_steps: T to decode at, ascending.
 
     Returns:
         for each site, in the order in which they run, the error after each T.
@@ -45,7 +43,7 @@ def layer_errors(
     sites = neuron_sites(net)
     handles = [ann.get_submodule(site).register_forward_hook(partial(keep, site)) for site in sites]
     handles += [net.get_submodule(site).register_forward_hook(partial(accumulate, site)) for site in sites]
-    errors: dict[str, dict[int, float]] = {site: {} for site in sites}
+    errors: dict[str, list[float]] = {site: [] for site in sites}
     try:
         with torch.inference_mode():
             ann(images)
@@ -56,7 +54,8 @@ def layer_errors(
                     for site, total in sums.items():
                         decoded = total / t if mean else total
                         missing = (activations[site] - decoded).double().square().sum()
-                        errors[site][t] = (missing / activations[site].double().square().sum().clamp(min=1e-30)).item()
+                        power = activations[site].double().square().sum()
+                        errors[site].append((missing / power.clamp(min=1e-30)).item())
     finally:
         reset_net(net)
         for handle in handles:

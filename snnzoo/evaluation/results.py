@@ -1,0 +1,59 @@
+"""What an evaluation gives: plain values, for tables, JSON and reports. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class TimeStepResult:
+    """One row: the network read out after `time_steps`. Rates are fractions of 1.
+
+    `synaptic_operations` and `energy_uj` (microjoules, `snnzoo.evaluation.energy`) are of one image.
+    """
+
+    time_steps: int
+    top1: float
+    top5: float
+    agreement: float
+    images_per_second: float
+    events_per_neuron_step: float
+    synaptic_operations: float
+    energy_uj: float
+
+
+@dataclass
+class LayerResult:
+    """One neuron site.
+
+    `event_rates` are the share of neurons with an event, at each t; `errors` the squared error of the
+    decoded output over the mean square of the ANN's activation after each T of the results, on a few
+    images; empty where it was not measured.
+    """
+
+    site: str
+    neurons: int
+    event_rates: list[float]
+    errors: list[float]
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` measured.
+
+    `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image. `confusion`
+    counts images by class and by what the spiking network took them for after the last T.
+    """
+
+    images: int
+    ann: dict[str, float]
+    results: list[TimeStepResult]
+    layers: list[LayerResult] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; the confusion matrix, which may have a million entries, is left out."""
+        values = asdict(self)
+        del values["confusion"]
+        return values

@@ -1,0 +1,106 @@
+"""What has been counted so far. Parts counted apart, by other processes or earlier, add up exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from snnzoo.errors import UsageError
+from snnzoo.evaluation.activity import Activity
+from snnzoo.evaluation.energy import ann_energy, snn_energy
+from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
+
+
+@dataclass
+class Tally:
+    """Whole numbers of images, and what was measured on the first batch alone.
+
+    Shapes: `ann_hits [2]`: top-1 and top-5; `hits [len(time_steps), 3]`: top-1, top-5, agreement;
+    `confusion [classes, classes]`: by true class and prediction at the last T.
+    """
+
+    time_steps: list[int]
+    ann_hits: Tensor
+    hits: Tensor
+    confusion: Tensor
+    activity: Activity = field(default_factory=Activity)
+    speeds: list[float] = field(default_factory=list)  # images per second at each T
+    layer_errors: dict[str, list[float]] = field(default_factory=dict)  # of each site, at each T
+
+    @classmethod
+    def empty(cls, time_steps: Sequence[int], classes: int) -> Tally:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.long)
+
+        return cls(list(time_steps), zeros(2), zeros(len(time_steps), 3), zeros(classes, classes))
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    def count(self, labels: Tensor, expected: Tensor, logits: Tensor) -> None:
+        """Count one batch: `labels [N]`, the ANN's logits `[N, classes]`, the network's `[T, N, classes]`.
+
+        Raises:
+            UsageError: if a label is none of the network's classes.
+        """
+        classes = len(self.confusion)
+        if int(labels.max()) >= classes:
+            raise UsageError(f"the data has a label {int(labels.max())}, but the network has {classes} classes")
+        self.ann_hits += _hits(expected, labels)
+        for row, t in enumerate(self.time_steps):
+            agreement = (logits[t - 1].argmax(1) == expected.argmax(1)).sum().view(1)
+            self.hits[row] += torch.cat([_hits(logits[t - 1], labels), agreement.cpu()])
+        pairs = torch.stack([labels, logits[self.time_steps[-1] - 1].argmax(1)]).cpu()
+        self.confusion.index_put_((pairs[0], pairs[1]), torch.ones_like(pairs[0]), accumulate=True)
+
+    def add(self, other: Tally) -> None:
+        """Take in what was counted on other images."""
+        self.ann_hits += other.ann_hits
+        self.hits += other.hits
+        self.confusion += other.confusion
+        self.activity.add(other.activity)
+        self.speeds = self.speeds or other.speeds
+        self.layer_errors = self.layer_errors or other.layer_errors
+
+    def evaluation(self, event_bits: int = 1) -> Evaluation:
+        """The counts as rates; `event_bits` is that of the coding."""
+        images, activity = self.images, self.activity
+        results = []
+        for row, (t, speed) in enumerate(zip(self.time_steps, self.speeds, strict=True)):
+            top1, top5, agreement = (self.hits[row].double() / images).tolist()
+            results.append(
+                TimeStepResult(
+                    t,
+                    top1,
+                    top5,
+                    agreement,
+                    speed,
+                    activity.events_per_neuron_step(t),
+                    activity.synaptic_operations(t),
+                    snn_energy(activity, t, event_bits),
+                )
+            )
+        top1, top5 = (self.ann_hits.double() / images).tolist()
+        multiply_accumulates = activity.dense_operations()
+        ann = {
+            "top1": top1,
+            "top5": top5,
+            "multiply_accumulates": multiply_accumulates,
+            "energy_uj": ann_energy(activity),
+        }
+        layers = [
+            LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
+            for site, rates in activity.event_rates().items()
+        ]
+        return Evaluation(images, ann, results, layers, self.confusion.tolist())
+
+
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the best, and among the best five: `[2]`, on the CPU."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    matches = best == labels.unsqueeze(1)
+    return torch.stack([matches[:, 0].sum(), matches.sum()]).cpu()
