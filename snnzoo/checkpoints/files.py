@@ -1,10 +1,16 @@
-"""Reading checkpoints safely, and writing safetensors files wholly or not at all."""
+"""Reading checkpoints safely, and writing safetensors files wholly or not at all.
+
+A file is what its first bytes say, whatever its suffix. Checkpoints are not trusted: no code in them is run, and
+what they claim to hold is checked against their size before anything is allocated.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
+import stat
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +20,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from snnzoo.checkpoints import shards
+from snnzoo.checkpoints.legacy_files import MAGIC, check_legacy
+from snnzoo.checkpoints.limits import MAX_TEXT, Claims, check_name
 from snnzoo.checkpoints.output import atomic_output
+from snnzoo.checkpoints.zip_files import check_zip
 from snnzoo.errors import CheckpointError
+
+FORMATS = {
+    "safetensors": "safetensors",
+    "index": "sharded, by its index",
+    "zip": "PyTorch (zip)",
+    "legacy": "PyTorch (pickle, before 1.6)",
+    "tar": "PyTorch (tar, before 0.1.10)",
+}
+_SUFFIXES = (".safetensors", ".index.json", ".pt", ".pth", ".th", ".bin", ".ckpt")
+_MISTAKEN = {  # what users download or keep under a checkpoint's name
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for: run git lfs pull",
+    b"<": "a web page: download the file itself",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+    b"\x89HDF": "an HDF5 file, as of Keras: the zoo reads PyTorch's and safetensors",
+    b"\x93NUMPY": "a NumPy array: the zoo reads PyTorch's and safetensors",
+    b"\x80": "a pickle that torch.save did not write: refused, because loading it could run any code",
+}
 
 
 def sha256_of(path: Path) -> str:
@@ -25,41 +55,117 @@ def sha256_of(path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a .safetensors, .pt, .pth, .th, .bin or .ckpt file holds, tensors on the CPU.
+    """What a checkpoint holds: its tensors on the CPU, in the dicts and beside the plain values that it has.
 
-    Pickled files are read with `weights_only=True`: no code in them is run.
+    Reads .safetensors, .pt, .pth, .th, .bin and .ckpt files, in all formats that torch.save has had, and the shards
+    of a model.safetensors.index.json or pytorch_model.bin.index.json. Pickled files are read with
+    `torch.load(weights_only=True)`, and only if they hold nothing beyond tensors and plain values. Tensors are
+    mapped from the file where its format allows.
 
     Raises:
-        CheckpointError: if the file cannot be read, or holds more than tensors and plain values.
+        CheckpointError: if the file cannot be read, is damaged, or holds anything else.
+    """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: Path) -> tuple[Any, dict[str, str]]:
+    """As `read_checkpoint`, and the metadata of a safetensors file ({} for others)."""
+    kind = file_format(path)
+    if kind == "safetensors":
+        return read_safetensors(path)
+    if kind == "index":
+        return shards.read_sharded(path, _read_shard), {}
+    try:
+        return _read_pickled(path, kind), {}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+
+
+def file_format(path: Path) -> str:
+    """Which of `FORMATS` a file is in, by its first bytes.
+
+    Raises:
+        CheckpointError: if it is in none, or no file.
     """
     require_file(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror or error}") from None
+    if not head:
+        raise CheckpointError(f"{path}: is empty")
+    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size:
+        return "safetensors"
+    if head.startswith(b"PK"):
+        return "zip"
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head[:1] == b"\x80" and MAGIC.to_bytes(10, "little") in head[:16]:
+        return "legacy"
+    if head.lstrip()[:1] == b"{":
+        return "index"
+    what = next((what for start, what in _MISTAKEN.items() if head.startswith(start)), None)
+    if what is None and path.suffix == ".safetensors":
+        what = "no safetensors file, or damaged: its header does not fit its size"
+    raise CheckpointError(f"{path}: is {what or 'no checkpoint, or damaged: expected a PyTorch or safetensors file'}")
+
+
+def _read_pickled(path: Path, kind: str) -> Any:
+    """What a file of torch.save holds. Errors do not name the file."""
+    size = path.stat().st_size
+    try:
+        if kind == "tar":
             raise CheckpointError(
-                f"{path}: refused, because it holds pickled objects beyond tensors and plain values, and loading "
-                f"those could run any code; save its state_dict alone with torch.save(net.state_dict(), ...)"
-            ) from error
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged: {_one_line(error)}") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged: {_one_line(error)}") from error
+                "was written by PyTorch before 0.1.10, and is not read, because loading that could run any code: "
+                "if you trust it, load it with torch.load(weights_only=False) and save it again"
+            )
+        with path.open("rb") as file:
+            (check_zip if kind == "zip" else check_legacy)(file, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"refused by torch.load(weights_only=True): {_one_line(error)}") from error
+    except Exception as error:  # of torch's readers, which have no error of their own
+        raise CheckpointError(f"not a checkpoint, or damaged: {_one_line(error)}") from error
+
+
+def _read_shard(path: Path) -> Mapping[str, Tensor]:
+    if file_format(path) == "index":
+        raise CheckpointError(f"{path}: is an index, expected a file of tensors")
+    content = read_checkpoint(path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: holds more than named tensors, expected a part of a state dict")
+    return content
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """The tensors, mapped from the file, and the metadata of a safetensors file.
 
     Raises:
         CheckpointError: if it is not a valid one.
     """
     require_file(path)
     try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
+                raise CheckpointError(f"its header is beyond {MAX_TEXT:,} bytes")
+        claims = Claims(size)
+        tensors = {}
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                check_name(key)
+                tensors[key] = value = file.get_tensor(key)
+                claims.add(value.shape, value.element_size())
             return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+    except Exception as error:  # beyond SafetensorError, what the types it does not know raise
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {_one_line(error)}") from error
 
 
@@ -78,11 +184,22 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def require_file(path: Path) -> None:
-    """Raise a CheckpointError unless `path` is a file that is there."""
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder, expected a checkpoint file")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    """Raise a CheckpointError unless `path` is a regular file that is there and can be read, or a link to one."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            inside = sorted(entry.name for entry in path.iterdir() if entry.name.endswith(_SUFFIXES))
+            hint = f": give a file in it, such as {inside[0]}" if inside else ""
+            raise CheckpointError(f"{path}: is a folder, expected a checkpoint file{hint}")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path}: is a pipe, socket or device, expected a checkpoint file")
+        path.open("rb").close()
+    except FileNotFoundError:
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise CheckpointError(f"{path}: {what}") from None
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot read: {reason}") from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.checkpoints import layouts
-from snnzoo.checkpoints.files import read_checkpoint, read_safetensors, sha256_of
+from snnzoo.checkpoints.files import FORMATS, file_format, read_with_metadata, sha256_of
 from snnzoo.errors import CheckpointError, SnnzooError
 from snnzoo.models import registry
 from snnzoo.models.identify import Architecture, architecture
@@ -33,12 +31,12 @@ def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
         UsageError: for an unknown `layout`.
         CheckpointError: if the file cannot be read, or holds no state dict.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = read_with_metadata(path)
     unwrapped = layouts.unwrap(tensors, str(path))
     values = unwrapped.state_dict
     report: dict[str, Any] = {
         "file": str(path),
-        "format": _format(path),
+        "format": FORMATS[file_format(path)],
         "size": path.stat().st_size,
         "sha256": sha256_of(path),
         "tensors": len(values),
@@ -49,23 +47,6 @@ def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
         "metadata": {**{key: value for key, value in unwrapped.extra.items() if _is_plain(value)}, **metadata},
     }
     return report
-
-
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    return read_checkpoint(path), {}
-
-
-def _format(path: Path) -> str:
-    """The container of the tensors: safetensors, or one of three that torch.save has written."""
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if path.suffix == ".json":
-        return "safetensors, sharded"
-    if zipfile.is_zipfile(path):
-        return "PyTorch (zip)"
-    return "PyTorch (tar, before 0.1.10)" if tarfile.is_tarfile(path) else "PyTorch (pickle, before 1.6)"
 
 
 def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -82,7 +63,7 @@ def _not_finite(value: Tensor) -> int:
     try:
         return int(value.numel() - value.isfinite().sum())
     except (RuntimeError, NotImplementedError):  # no such operation for this 8-bit type
-        return int(value.numel() - value.float().isfinite().sum())
+        return int(value.numel() - value.bfloat16().isfinite().sum())
 
 
 def _is_plain(value: Any) -> bool:
