@@ -47,8 +47,8 @@ class FoldedNetwork(nn.Module):
 
     readout: nn.Module
 
-    def __init__(self, net: SpikingNet) -> None:
-        super().__init__()
+    def fold_rest(self, net: SpikingNet) -> None:
+        """Add what comes after the stem: modules are registered in the order in which they run."""
         for name, child in net.named_children():
             if name.startswith("layer"):
                 self.add_module(name, nn.Sequential(*(_fold_block(block) for block in child.children())))
@@ -92,10 +92,11 @@ class FoldedResNet(FoldedNetwork):
     """torchvision's ResNet and those for CIFAR, which have no max pool."""
 
     def __init__(self, net: ResNet | CifarResNet) -> None:
-        super().__init__(net)
+        super().__init__()
         self.conv1, bias = fold(net.conv1, net.bn1)
         self.maxpool = copy.deepcopy(getattr(net, "maxpool", nn.Identity()))
         self.sn1 = _fold_neuron(net.sn1, bias)
+        self.fold_rest(net)
 
     def stem(self, x_seq: Tensor) -> Tensor:
         # the maximum of x + bias is that of x, plus bias: the neuron adds it after the pool
