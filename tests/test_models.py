@@ -1,7 +1,5 @@
 """The zoo's networks against torchvision's."""
 
-import functools
-
 import pytest
 import torch
 import torchvision
@@ -9,20 +7,14 @@ from torch import nn
 from torchvision.models import ResNet34_Weights
 
 import snnzoo
-from helpers import shake_batch_norm
+from helpers import NEURONS, assert_patterns_agree, firing, shake_batch_norm
 from snnzoo import functional, neuron
 from snnzoo.checkpoints import download
 from snnzoo.errors import UsageError
 from snnzoo.models import registry
 
-TORCHVISION = [name for name, spec in registry.MODELS.items() if spec.num_classes == 1000]
+TORCHVISION = [name for name, spec in registry.MODELS.items() if spec.network == "ResNet"]
 CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
-NEURONS = {
-    "IF hard": neuron.IFNode,
-    "IF soft": functools.partial(neuron.IFNode, v_reset=None),
-    "LIF hard": neuron.LIFNode,
-    "LIF soft": functools.partial(neuron.LIFNode, v_reset=None),
-}
 
 
 def test_the_zoo_has_every_torchvision_resnet():
@@ -64,36 +56,6 @@ def test_initial_weights_equal_torchvisions_for_the_same_seed():
     torch.manual_seed(3)
     ours = snnzoo.create_model("resnet50").state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def assert_patterns_agree(net, x_seq):
-    """Layer-by-layer equals step-by-step, and fires enough for that to mean something."""
-    rates = []
-    hooks = [
-        module.register_forward_hook(lambda _m, _x, y: rates.append(y.count_nonzero().item() / y.numel()))
-        for module in net.modules()
-        if isinstance(module, neuron.BaseNode)
-    ]
-    with torch.inference_mode():
-        functional.set_step_mode(net, "m")
-        layer_by_layer = net(x_seq)
-        for hook in hooks:
-            hook.remove()
-        functional.reset_net(net)
-        functional.set_step_mode(net, "s")
-        step_by_step = torch.stack([net(x) for x in x_seq])
-        functional.reset_net(net)
-    assert sum(rate > 0 for rate in rates) > len(rates) * 0.9
-    torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-10, atol=1e-10)
-
-
-def firing(net):
-    """Random BN whose shift makes every layer fire."""
-    shake_batch_norm(net)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.bias.data += 0.5
-    return net.double().eval()
 
 
 @pytest.mark.parametrize("name", [*TORCHVISION, *CIFAR])

@@ -1,4 +1,4 @@
-"""Key layouts as tables: how each library names the layers of a ResNet, beside torchvision's names.
+"""Key layouts as tables: how each library names the layers of a network, beside torchvision's names.
 
 A rule is a pair of templates for the path of a module, theirs and torchvision's; what follows the path
 (`weight`, `running_mean` ...) stays. In a template `{s}` stands for a number, `{s-1}` for that number
@@ -81,10 +81,11 @@ BODY = _same(
     "layer{s}.{b}.downsample.{i}",
 )
 CLASSIFIER = _same("fc{rest}")
+VGG = _same("features.{i}", "classifier.{i}")
 NEURONS = (
     Rule("sn{i}.module{rest}", "sn{i}{rest}"),
     Rule("layer{s}.{b}.sn{i}.module{rest}", "layer{s}.{b}.sn{i}{rest}"),
-    *_same("sn{i}{rest}", "layer{s}.{b}.sn{i}{rest}"),
+    *_same("sn{i}{rest}", "layer{s}.{b}.sn{i}{rest}", "features.{i}.sn{rest}", "classifier.{i}.sn{rest}"),
 )
 
 
@@ -144,7 +145,7 @@ _CONTAINER = (  # the first of two rules for a module is how it is written
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        Layout("torchvision", "torchvision ResNets, and the names of this zoo", BODY + CLASSIFIER),
+        Layout("torchvision", "torchvision ResNets and VGGs, and the names of this zoo", BODY + CLASSIFIER + VGG),
         Layout("timm", "timm ResNets that are torchvision's too; the same names", BODY + CLASSIFIER),
         Layout(
             "huggingface",
@@ -170,7 +171,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "spikingjelly",
             "SpikingJelly's spiking_resnet, neurons' own parameters included",
-            (*BODY, *CLASSIFIER, *NEURONS),
+            (*BODY, *CLASSIFIER, *VGG, *NEURONS),
         ),
         Layout(
             "sew_resnet",
@@ -192,12 +193,12 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "dataparallel",
             "torchvision's names after `module.`, as DataParallel and DDP save them",
-            (*_prefixed("module.", BODY + CLASSIFIER), *BODY, *CLASSIFIER),
+            (*_prefixed("module.", BODY + CLASSIFIER + VGG), *BODY, *CLASSIFIER, *VGG),
         ),
         Layout(
             "compiled",
             "torchvision's names after `_orig_mod.`, as torch.compile saves them",
-            (*_prefixed("_orig_mod.", BODY + CLASSIFIER), *BODY, *CLASSIFIER),
+            (*_prefixed("_orig_mod.", BODY + CLASSIFIER + VGG), *BODY, *CLASSIFIER, *VGG),
         ),
     )
 }

@@ -18,11 +18,12 @@ from snnzoo.models.registry import is_neuron_key
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 EMA_WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model")
 
-_ROOT = re.compile(r"(conv|bn|sn)\d+|layer\d+|fc|linear|embedder|encoder|classifier|head")
+_ROOT = re.compile(r"(conv|bn|sn)\d+|layer\d+|fc|features|linear|embedder|encoder|classifier|head")
 _EMA_PREFIX = re.compile(r"(model_)?ema(_model)?\.")
 _NOT_OF_THE_NETWORK = re.compile(r"n_averaged$|(criterion|loss\w*|loss_fn|(train|val|valid|test)_\w+)\.")
 _WRAPPING_PARTS = ("module", "_orig_mod")
 _MAX_WRAPPING = 8
+_CLASSIFIERS = ("fc.", "classifier.")
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
         CheckpointError: with the first few keys of each kind that do not fit, and their number.
     """
     missing, unexpected, misshapen = compare(expected, given)
-    others = [text for text in misshapen if not text.startswith("fc.")]
+    others = [text for text in misshapen if not text.startswith(_CLASSIFIERS)]
     if misshapen and not (others or missing or unexpected):
         classes, wanted = (tensors[_last_classifier_weight(tensors)].shape[0] for tensors in (given, expected))
         if classes != wanted:
@@ -327,4 +328,4 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tupl
 
 
 def _last_classifier_weight(tensors: Mapping[str, Tensor]) -> str:
-    return [key for key, value in tensors.items() if key.startswith("fc.") and value.ndim == 2][-1]
+    return [key for key, value in tensors.items() if key.startswith(_CLASSIFIERS) and value.ndim == 2][-1]

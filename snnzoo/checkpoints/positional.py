@@ -80,6 +80,8 @@ def _fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
 def _candidates(convolutions: int, in_channels: int) -> Iterator[Any]:
     """The models with that many convolutions, on the meta device: shapes without data."""
     for name, spec in registry.MODELS.items():
+        if not spec.convertible:  # the keys and shapes of another model
+            continue
         for options, count in _convolutions(spec.kwargs):
             if count == convolutions:
                 with torch.device("meta"):
@@ -91,6 +93,8 @@ def _convolutions(kwargs: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]
     if "blocks" in kwargs:
         plain = 1 + 6 * kwargs["blocks"]
         return [({"option": "A"}, plain), ({"option": "B"}, plain + 2)]
+    if "convolutions" in kwargs:  # a VGG has numbers for names already
+        return []
     if kwargs["block"] == "basic":
         return [({}, 1 + 2 * sum(kwargs["layers"]) + 3)]
     return [({}, 1 + 3 * sum(kwargs["layers"]) + 4)]

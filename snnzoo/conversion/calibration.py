@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnzoo.conversion.codings import Coding, neuron_sites, set_neuron
+from snnzoo.conversion.codings import Coding, accumulate_in_pools, neuron_sites, set_neuron
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net, set_step_mode
 from snnzoo.models.resnet import SpikingNet
@@ -128,6 +128,7 @@ def calibrate(
         SnnzooError: if an activation is NaN or infinite.
     """
     snn = copy.deepcopy(ann)
+    accumulate_in_pools(snn)
     set_step_mode(snn, "m")
     weight = next(ann.parameters())
     images = images[: images_that_fit(ann, images, time_steps)].to(weight.device, weight.dtype)
@@ -239,7 +240,7 @@ def resting_inputs(ann: SpikingNet) -> dict[str, Tensor]:
 
     def silence(site: str) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(_: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            resting[site] = inputs[0][0].flatten(1)[:, 0].clone()
+            resting[site] = inputs[0][0].reshape(output.shape[1], -1)[:, 0].clone()
             return torch.zeros_like(output)
 
         return hook

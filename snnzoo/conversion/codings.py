@@ -6,6 +6,7 @@ sites share (levels, gamma ...) is here, and goes into the file's metadata.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, SignedNode
 from snnzoo.errors import CheckpointError, suggestion
 from snnzoo.functional import set_step_mode
-from snnzoo.layer import Readout
+from snnzoo.layer import AccumulatingMaxPool2d, Readout
 from snnzoo.models.resnet import SpikingNet
+
+_SITE = re.compile(r"sn\d*")
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,22 @@ def coding_from_dict(fields: Mapping[str, Any], source: str) -> Coding:
         raise CheckpointError(f"{source}: coding {name}: {error}") from None
 
 
-def neuron_sites(net: SpikingNet) -> list[str]:
-    """Names of the network's neurons (`sn1`, `layer1.0.sn1`, ...), in the order in which they run."""
-    last_names = ((name, name.rpartition(".")[2]) for name, _ in net.named_modules())
-    return [name for name, last in last_names if last.startswith("sn") and last[2:].isdigit()]
+def neuron_sites(net: nn.Module) -> list[str]:
+    """Names of the network's neurons (`sn1`, `layer1.0.sn1`, `features.1.sn` ...), in the order in which they run."""
+    return [name for name, _ in net.named_modules() if _SITE.fullmatch(name.rpartition(".")[2])]
+
+
+def accumulate_in_pools(net: SpikingNet) -> None:
+    """Make every max pool that sees spikes pool what they sum up to, in place: see `AccumulatingMaxPool2d`.
+
+    A pool before the first neuron sees the image itself, and stays.
+    """
+    for name in net.pools_of_spikes():
+        parent, _, last = name.rpartition(".")
+        plain: Any = net.get_submodule(name)
+        pool = AccumulatingMaxPool2d(plain.kernel_size, plain.stride, plain.padding, plain.dilation, plain.ceil_mode)
+        setattr(net.get_submodule(parent), last, pool)
+        set_step_mode(pool, "m")
 
 
 def set_neuron(net: SpikingNet, site: str, neuron: nn.Module) -> None:
@@ -173,12 +188,13 @@ def set_neuron(net: SpikingNet, site: str, neuron: nn.Module) -> None:
 
 
 def install(net: SpikingNet, coding: Coding, parameters: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Replace every neuron of `net` by the coding's and set the readout, in place; `net` is multi-step then.
+    """Replace every neuron of `net` by the coding's, pools and readout with it, in place; `net` is multi-step then.
 
     Args:
         parameters: for each site, its per-channel parameters.
     """
     for i, site in enumerate(neuron_sites(net)):
         set_neuron(net, site, coding.make_node(parameters[site], encodes_input=i == 0))
+    accumulate_in_pools(net)
     net.readout = Readout(coding.readout)
     set_step_mode(net, "m")

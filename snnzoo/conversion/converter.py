@@ -26,8 +26,10 @@ def build_ann(model: str, state_dict: dict[str, Tensor], source: str, **kwargs: 
     """The ANN of `model` with these weights: single-step, eval mode, ReLU at every neuron site.
 
     Raises:
+        UsageError: if it is a network to train.
         CheckpointError: if the weights do not fit.
     """
+    registry.check_convertible(model, with_images=True)
     ann = registry.build(model, neuron=nn.ReLU, step_mode="s", **kwargs)
     registry.load_ann_weights(ann, state_dict, source)
     return ann.eval()
@@ -44,13 +46,13 @@ def convert(
     progress: Progress | None = None,
     **options: Any,
 ) -> SpikingNet:
-    """Convert a ResNet to a spiking network, training-free.
+    """Convert a ResNet or VGG to a spiking network, training-free.
 
     Args:
-        ann: a torchvision (or our) ResNet, in any mode, also fine-tuned with a replaced `fc`, wrapped in
+        ann: a torchvision (or our) ResNet or VGG, in any mode, also fine-tuned with a replaced `fc`, wrapped in
             DataParallel or compiled. Not changed.
         images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader). None
-            converts data-free, from the BN statistics: less exact.
+            converts a ResNet data-free, from the BN statistics: less exact.
         recipe: "delta", "differential", "signed" or "rate", or a `Recipe`; or "auto" for the delta network of the
             fewest steps and levels that agrees with the ANN, option `tolerance=0.5` (see `choose`).
         time_steps: T that the network is meant for; the recipe's default if None. Not with "auto".
@@ -65,7 +67,7 @@ def convert(
 
     Raises:
         UsageError: for an unknown recipe or option, T < 1, no images, or images of a wrong shape.
-        SnnzooError: if `ann` is no ResNet of the zoo, computes something else than one, or its `fc` cannot
+        SnnzooError: if `ann` is no network of the zoo, computes something else than one, or its `fc` cannot
             be kept in a file.
 
     Example:
@@ -114,6 +116,7 @@ def convert_ann(
         record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
     coding = recipe.typical_coding()
+    registry.check_convertible(ann.model_name, with_images=images is not None)
     if images is None:
         parameters = data_free_parameters(ann, coding)
     else:
@@ -171,6 +174,8 @@ def _calibrated(
 def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:
     """Our ANN with the weights of a user's module, on its device and in its dtype."""
     name = type(module).__name__
+    if isinstance(module, SpikingNet):
+        registry.check_convertible(module.model_name, with_images=True)
     state_dict = to_torchvision(module.state_dict(), name)
     parameter = next(iter(state_dict.values()))
     model, kwargs = identify(state_dict, name)
@@ -213,7 +218,7 @@ def _collect(images: Tensor | Iterable[Any]) -> Tensor:
 
 
 def _require_same_outputs(theirs: nn.Module, ours: SpikingNet, images: Tensor) -> None:
-    """A module may have a ResNet's weights and yet compute something else."""
+    """A module may have a network's weights and yet compute something else."""
     if isinstance(theirs, SpikingNet):
         return  # its weights are what is converted, whatever its neurons
     training = {module: module.training for module in theirs.modules()}
@@ -227,5 +232,6 @@ def _require_same_outputs(theirs: nn.Module, ours: SpikingNet, images: Tensor) -
     scale = expected.abs().amax().clamp(min=1e-6)
     if expected.shape != actual.shape or not bool(((expected - actual).abs() <= 1e-3 * scale).all()):
         raise SnnzooError(
-            f"{type(theirs).__name__} has the weights of a ResNet, but computes something else: its logits differ"
+            f"{type(theirs).__name__} has the weights of a {ours.model_name}, but computes something else: its logits "
+            f"differ"
         )

@@ -134,13 +134,12 @@ def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str,
 
 
 def _check_parameters(net: SpikingNet, coding: Coding, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
-    """Every site has the coding's parameters, with a value for each channel of the BN before the neuron."""
+    """Every site has the coding's parameters, with a value for each of its channels."""
     for site, tensors in parameters.items():
         for name in coding.parameter_names:
             if name not in tensors:
                 raise KeyError(f"{site}.{name}")
-        parent, _, last = site.rpartition(".")
-        channels: Any = net.get_submodule(f"{parent}.bn{last[2:]}".lstrip(".")).num_features
+        channels = net.channels_of(site)
         for name, value in tensors.items():
             if value.shape != (channels,):
                 raise CheckpointError(

@@ -14,22 +14,25 @@ from snnzoo.models import heads
 from snnzoo.models.registry import MODELS
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight$")
+_VGG_ENDS = ("features.0.weight", "classifier.6.weight")
+_VGG_LAYER = re.compile(r"features\.(\d+)\.weight$")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What keys and shapes tell of a ResNet; None where they are missing.
+    """What keys and shapes tell of a ResNet or VGG; None where they are missing.
 
     Args:
         name: the model of the zoo with these blocks, None if it has none.
-        block: "basic" or "bottleneck".
-        stages: blocks in each stage.
+        block: "basic" or "bottleneck"; "plain" for a VGG.
+        stages: blocks in each stage; convolutions of a VGG.
         depth: layers with weights on the longest path, as in ResNet-50.
         groups, width_per_group: of the first 3x3 convolution, as torchvision counts them.
         stem: width of the first convolution's kernel.
         in_channels, num_classes: of the input and the classifier.
         option: shortcut of a CIFAR ResNet.
         head: description of a classifier that is more than one Linear layer with bias.
+        hidden_features: of a VGG's classifier.
     """
 
     name: str | None
@@ -43,6 +46,7 @@ class Architecture:
     num_classes: int | None
     option: str | None = None
     head: heads.Description | None = None
+    hidden_features: int | None = None
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -52,26 +56,28 @@ class Architecture:
             "in_channels": self.in_channels,
             "option": self.option,
             "head": self.head,
+            "hidden_features": self.hidden_features,
         }
         return {key: value for key, value in settled.items() if value is not None}
 
 
 def identify(state_dict: Mapping[str, Tensor], source: str) -> tuple[str, dict[str, Any]]:
-    """The model's name, and the arguments that its shapes settle: `num_classes`, `in_channels`, `option`, `head`.
+    """The model's name, and the arguments that its shapes settle: `num_classes`, `in_channels`, `option`, `head` ...
 
     Raises:
         CheckpointError: if no model of the zoo has these keys and shapes.
     """
     found = architecture(state_dict)
-    for key, value in (("conv1.weight", found.in_channels), ("fc.weight", found.num_classes)):
+    kind, first, last = ("VGG", *_VGG_ENDS) if found.block == "plain" else ("ResNet", "conv1.weight", "fc.weight")
+    for key, value in ((first, found.in_channels), (last, found.num_classes)):
         if value is None:
-            raise CheckpointError(f"{source}: not a ResNet in torchvision's keys: {key} is missing")
+            raise CheckpointError(f"{source}: not a {kind} in torchvision's keys: {key} is missing")
     if found.name is None:
         raise CheckpointError(
             f"{source}: no model of the zoo has its keys and shapes (blocks in each stage: "
             f"{list(found.stages) or 'none'})"
         )
-    wanted = 7 if len(found.stages) == 4 else 3
+    wanted = 7 if len(found.stages) == 4 else 3  # the stem's kernel
     if found.stem != wanted:
         raise CheckpointError(
             f"{source}: no model of the zoo has its keys and shapes: {found.name} has a {wanted}x{wanted} stem, this "
@@ -86,6 +92,8 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     Raises:
         CheckpointError: if the classifier's layers are of no kind known.
     """
+    if any(_VGG_LAYER.match(key) for key in state_dict):
+        return _vgg(state_dict)
     blocks = [tuple(map(int, match.groups())) for key in state_dict if (match := _BLOCK.match(key))]
     stages = tuple(sum(stage == s for s, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
     bottleneck = "layer1.0.conv3.weight" in state_dict
@@ -113,6 +121,32 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     )
 
 
+def _vgg(state_dict: Mapping[str, Tensor]) -> Architecture:
+    """A VGG: its convolutions lie two places apart, or three with BN, and one more where a pool lies between."""
+    first, last = (_shape(state_dict, key, ndim) for key, ndim in zip(_VGG_ENDS, (4, 2), strict=True))
+    places = sorted(int(match[1]) for key in state_dict if (match := _VGG_LAYER.match(key)))
+    batch_norm = "features.1.running_mean" in state_dict
+    convolutions = [place for place in places if _shape(state_dict, f"features.{place}.weight", 4)]
+    stages = [0]
+    for place, following in zip(convolutions, [*convolutions[1:], None], strict=True):
+        stages[-1] += 1
+        if following is not None and following - place > (3 if batch_norm else 2):
+            stages.append(0)
+    wanted = {"convolutions": tuple(stages), "batch_norm": batch_norm}
+    return Architecture(
+        name=next((name for name, spec in MODELS.items() if spec.kwargs == wanted), None),
+        block="plain",
+        stages=tuple(stages),
+        depth=sum(stages) + 3,
+        groups=1,
+        width_per_group=64,
+        stem=first[-1] if first else None,
+        in_channels=first[1] if first else None,
+        num_classes=last[0] if last else None,
+        hidden_features=last[1] if last else None,
+    )
+
+
 def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...] | None:
     value = state_dict.get(key)
     return tuple(value.shape) if value is not None and value.ndim == ndim else None
@@ -134,4 +168,4 @@ def _name(block: str, stages: tuple[int, ...], groups: int, width: int) -> str |
     elif block == "bottleneck":
         settings = (("groups", groups, 1), ("width_per_group", width, 64))
         wanted |= {key: value for key, value, default in settings if value != default}
-    return next((name for name, spec in MODELS.items() if spec.kwargs == wanted), None)
+    return next((name for name, spec in MODELS.items() if spec.kwargs == wanted and spec.convertible), None)

@@ -27,7 +27,10 @@ NEURONS = {"if": "IFNode", "lif": "LIFNode", "plif": "ParametricLIFNode"}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How a model is built: a class of `snnzoo.models`, by module and name, and its arguments."""
+    """How a model is built: a class of `snnzoo.models`, by module and name, and its arguments.
+
+    `convertible` says whether it has an ANN to be converted from, `data_free` whether that takes no images.
+    """
 
     module: str
     network: str
@@ -35,6 +38,8 @@ class ModelSpec:
     num_classes: int
     preprocess: str
     description: str = field(compare=False, default="")
+    convertible: bool = True
+    data_free: bool = True
 
 
 def _imagenet(block: str, layers: tuple[int, ...], description: str, **kwargs: int) -> ModelSpec:
@@ -46,6 +51,21 @@ def _cifar(blocks: int) -> ModelSpec:
     description = f"CIFAR ResNet-{6 * blocks + 2}, option A or B"
     return ModelSpec("snnzoo.models.cifar_resnet", "CifarResNet", {"blocks": blocks}, 10, "cifar10", description)
 
+
+def _vgg(convolutions: tuple[int, ...], batch_norm: bool) -> ModelSpec:
+    description = f"VGG-{sum(convolutions) + 3}{' with BN' if batch_norm else ''}"
+    arguments = {"convolutions": convolutions, "batch_norm": batch_norm}
+    return ModelSpec("snnzoo.models.vgg", "VGG", arguments, 1000, "imagenet", description, data_free=False)
+
+
+def _sew(block: str, layers: tuple[int, ...], description: str) -> ModelSpec:
+    arguments = {"block": block, "layers": layers}
+    return ModelSpec(
+        "snnzoo.models.sew_resnet", "SEWResNet", arguments, 1000, "imagenet", description, convertible=False
+    )
+
+
+_VGGS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 MODELS: dict[str, ModelSpec] = {
     "resnet18": _imagenet("basic", (2, 2, 2, 2), "ResNet-18"),
@@ -59,6 +79,13 @@ MODELS: dict[str, ModelSpec] = {
     "wide_resnet50_2": _imagenet("bottleneck", (3, 4, 6, 3), "Wide ResNet-50-2", width_per_group=128),
     "wide_resnet101_2": _imagenet("bottleneck", (3, 4, 23, 3), "Wide ResNet-101-2", width_per_group=128),
     **{f"resnet{6 * n + 2}": _cifar(n) for n in (3, 5, 7, 9, 18, 200)},
+    **{f"vgg{depth}": _vgg(convolutions, False) for depth, convolutions in _VGGS.items()},
+    **{f"vgg{depth}_bn": _vgg(convolutions, True) for depth, convolutions in _VGGS.items()},
+    "sew_resnet18": _sew("basic", (2, 2, 2, 2), "SEW ResNet-18"),
+    "sew_resnet34": _sew("basic", (3, 4, 6, 3), "SEW ResNet-34"),
+    "sew_resnet50": _sew("bottleneck", (3, 4, 6, 3), "SEW ResNet-50"),
+    "sew_resnet101": _sew("bottleneck", (3, 4, 23, 3), "SEW ResNet-101"),
+    "sew_resnet152": _sew("bottleneck", (3, 8, 36, 3), "SEW ResNet-152"),
 }
 
 
@@ -72,6 +99,23 @@ def model_spec(name: str) -> ModelSpec:
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}: {suggestion(name, MODELS, 'snnzoo list shows all models')}")
     return MODELS[name]
+
+
+def check_convertible(name: str, with_images: bool) -> None:
+    """Refuse to convert model `name` where there is no way to.
+
+    Raises:
+        UsageError: if it has no ANN to be converted from, or its thresholds cannot be had without images.
+    """
+    spec = model_spec(name)
+    if not spec.convertible:
+        ann = next(other for other, its in MODELS.items() if its.convertible and its.kwargs == spec.kwargs)
+        raise UsageError(f"{name} is a network to train: no ANN joins spikes as its blocks do; convert {ann} instead")
+    if not (spec.data_free or with_images):
+        raise UsageError(
+            f"{name} has layers with no BN, whose thresholds cannot be guessed: give calibration images, a few hundred "
+            f"without labels (--calib-data DIR)"
+        )
 
 
 def list_weights(manifest_file: Path | None = None) -> tuple[manifest.WeightsEntry, ...]:
@@ -152,6 +196,8 @@ def _replace_classifier(net: SpikingNet, head: Description) -> None:
     """Put the classifier that `head` describes at `net.fc`: stateless, and after the readout."""
     from snnzoo.models import heads
 
+    if not hasattr(net, "fc"):
+        raise UsageError(f"{net.model_name}: its classifier cannot be replaced by a head")
     wanted, given = getattr(net.fc, "in_features", None), heads.features(head)[0]
     if wanted != given:
         raise UsageError(f"{net.model_name}: the head takes {given} features, but the network has {wanted}")
@@ -172,8 +218,9 @@ def create_model(
         weights: a weights name of the manifest, "DEFAULT", or a torchvision `Weights` member.
         neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
             `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
-        kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, and `head`, the
-            description of a classifier of several layers (`models.heads`) instead of one Linear layer.
+        kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, `hidden_features` for
+            VGGs, `connect` for SEW ResNets, and for ResNets `head`, the description of a classifier of several
+            layers (`models.heads`) instead of one Linear layer.
 
     Raises:
         UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
@@ -190,7 +237,7 @@ def create_model(
     if num_classes != entry.num_classes:
         raise UsageError(
             f"weights {entry.tag} have {entry.num_classes} classes, not {num_classes}: leave num_classes out, and "
-            f"replace net.fc after loading"
+            f"replace the classifier after loading"
         )
     net = build(model, neuron, **kwargs)
     load_ann_weights(net, weights_of(entry), entry.tag)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -144,23 +144,36 @@ class SpikingNet(SpikingModule):
     conversion: object | None = None  # of a converted network: how it was made (conversion.Conversion)
     readout: nn.Module
     avgpool: nn.Module
-    fc: nn.Module
+    fc: Any  # the classifier, of those that have it alone behind the readout
 
     def stem(self, x: Tensor) -> Tensor:
         """From the image to the first neuron's output."""
         raise NotImplementedError
 
     def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What runs one after the other up to the last neuron: the stem, named "", and the blocks by their names."""
+        """What runs one after the other up to the last neuron: the stem, named "", and the blocks by their names.
+
+        The neurons of a segment are the modules directly in the one of its name.
+        """
         stages = ((name, module) for name, module in self.named_children() if name.startswith("layer"))
         blocks = {f"{name}.{i}": block for name, stage in stages for i, block in enumerate(stage.children())}
         return {"": self.stem, **blocks}
 
-    def features(self, x: Tensor) -> Tensor:
-        """From the image to the last neuron's output."""
-        for segment in self.segments().values():
-            x = segment(x)
-        return x
+    def classify(self, x: Tensor) -> Tensor:
+        """From the last neuron's output to the logits, decoding on the way."""
+        x = self.stateless(x, self.avgpool)
+        x = self.readout(x.flatten(-3))
+        return self.stateless(x, self.fc)
+
+    def channels_of(self, site: str) -> int:
+        """Channels of the neuron called `site`: those of the BN before it."""
+        parent, _, last = site.rpartition(".")
+        bn: Any = self.get_submodule(f"{parent}.bn{last.removeprefix('sn')}".lstrip("."))
+        return bn.num_features
+
+    def pools_of_spikes(self) -> list[str]:
+        """Names of the max pools that see currents of spikes, not of the image: those behind the first neuron."""
+        return []
 
     def forward(self, x: Tensor) -> Tensor:
         expected = "[T, N, C, H, W]" if self.step_mode == "m" else "[N, C, H, W]"
@@ -169,9 +182,9 @@ class SpikingNet(SpikingModule):
                 f"{type(self).__name__} has step_mode={self.step_mode!r} and needs an input {expected}, "
                 f"got shape {list(x.shape)}"
             )
-        x = self.stateless(self.features(x), self.avgpool)
-        x = self.readout(x.flatten(-3))
-        return self.stateless(x, self.fc)
+        for segment in self.segments().values():
+            x = segment(x)
+        return self.classify(x)
 
     def initialise(self, step_mode: str) -> None:
         """Draw the initial weights as torchvision does, and set the step mode."""
@@ -194,6 +207,8 @@ class ResNet(SpikingNet):
         step_mode: "m" (layer-by-layer) or "s" (step-by-step).
     """
 
+    blocks: ClassVar[dict[str, Any]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
     def __init__(
         self,
         block: str,
@@ -207,13 +222,10 @@ class ResNet(SpikingNet):
         step_mode: str = "m",
     ) -> None:
         super().__init__()
-        make_block: Callable[..., nn.Module]
-        if block == "basic":
-            make_block, expansion = partial(BasicBlock, neuron=neuron), BasicBlock.expansion
-        else:
-            make_block = partial(Bottleneck, neuron=neuron, groups=groups, base_width=width_per_group)
-            expansion = Bottleneck.expansion
-        out_planes = [planes * expansion for planes in (64, 128, 256, 512)]
+        make_block = partial(self.blocks[block], neuron=neuron)
+        if block == "bottleneck":
+            make_block = partial(make_block, groups=groups, base_width=width_per_group)
+        out_planes = [planes * self.blocks[block].expansion for planes in (64, 128, 256, 512)]
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)

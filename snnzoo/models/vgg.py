@@ -1,0 +1,129 @@
+"""Spiking VGGs with torchvision's module names, key order and shapes (Simonyan & Zisserman 2014, arXiv 1409.1556).
+
+vgg11/13/16/19, with and without BN, each ReLU replaced by a neuron, `features.{i}.sn` and
+`classifier.{i}.sn`: where torchvision has a ReLU, so that no layer's number changes. As in the ResNets'
+stem, a max pool behind a neuron runs before it, on its current: with ReLU that equals torchvision's order,
+and a quarter of the neurons remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from snnzoo.base import StepModule
+from snnzoo.functional import set_step_mode
+from snnzoo.layer import Dropout
+from snnzoo.models.resnet import NeuronFactory, SpikingNet
+
+WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages
+POOLED = 7  # pixels of a side that the classifier sees
+
+
+class Activation(nn.Module):
+    """What stands where torchvision has a ReLU: a neuron `sn`, so that its parameters have names of their own."""
+
+    def __init__(self, neuron: NeuronFactory) -> None:
+        super().__init__()
+        self.sn = neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sn(x)
+
+
+class VGG(SpikingNet):
+    """torchvision's VGG with neurons. Its dropout holds one mask over time, until reset.
+
+    Args:
+        convolutions: in each of the five stages.
+        batch_norm: whether each is followed by a BN.
+        hidden_features: neurons of each of the classifier's two hidden layers (4096 in torchvision).
+        num_classes, in_channels, neuron, step_mode: as `models.resnet.ResNet`.
+    """
+
+    def __init__(
+        self,
+        convolutions: tuple[int, int, int, int, int],
+        batch_norm: bool = False,
+        *,
+        hidden_features: int = 4096,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        neuron: NeuronFactory,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, count in zip(WIDTHS, convolutions, strict=True):
+            for _ in range(count):
+                normalisation = [nn.BatchNorm2d(width)] if batch_norm else []
+                layers += [nn.Conv2d(in_channels, width, 3, padding=1), *normalisation, Activation(neuron)]
+                in_channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(POOLED)
+        self.classifier = nn.Sequential(
+            nn.Linear(WIDTHS[-1] * POOLED**2, hidden_features),
+            Activation(neuron),
+            Dropout(),
+            nn.Linear(hidden_features, hidden_features),
+            Activation(neuron),
+            Dropout(),
+            nn.Linear(hidden_features, num_classes),
+        )
+        self.readout = nn.Identity()
+        self.initialise(step_mode)
+
+    def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The layers up to each neuron, named by their `Activation`."""
+        segments: dict[str, Callable[[Tensor], Tensor]] = {}
+        for unit in self._units():
+            (place,) = (i for i in unit if isinstance(self.features[i], Activation))
+            layers = [self.features[i] for i in unit if i != place]
+            segments[f"features.{place}"] = partial(self._fire, self.features[place], layers)
+        return {**segments, "classifier.1": self._first_hidden, "classifier.4": self._second_hidden}
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.stateless(self.readout(self.classifier[5](x)), self.classifier[6])
+
+    def channels_of(self, site: str) -> int:
+        """Channels of the neuron called `site`: those of the layer before it."""
+        stage, place, _ = site.split(".")
+        before: Any = self.get_submodule(f"{stage}.{int(place) - 1}")
+        return before.weight.shape[0]
+
+    def pools_of_spikes(self) -> list[str]:
+        behind_first = [i for unit in self._units()[1:] for i in unit]
+        return [f"features.{i}" for i in behind_first if isinstance(self.features[i], nn.MaxPool2d)]
+
+    def _units(self) -> list[range]:
+        """Places in `features` of each convolution and what belongs to it: a BN, the neuron, a pool."""
+        starts = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        return [range(*ends) for ends in pairwise([*starts, len(self.features)])]
+
+    def _fire(self, activation: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x) if isinstance(layer, StepModule) else self.stateless(x, layer)
+        return activation(x)
+
+    def _first_hidden(self, x: Tensor) -> Tensor:
+        x = self.stateless(x, self.avgpool).flatten(-3)
+        return self._fire(self.classifier[1], [self.classifier[0]], x)
+
+    def _second_hidden(self, x: Tensor) -> Tensor:
+        return self._fire(self.classifier[4], [self.classifier[2], self.classifier[3]], x)
+
+    def initialise(self, step_mode: str) -> None:
+        """Draw the initial weights as torchvision does, and set the step mode."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        set_step_mode(self, step_mode)

@@ -1,0 +1,329 @@
+"""Spiking VGGs against torchvision's, and their conversion: no residuals, with or without BN, pools between spikes."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from torch import nn
+
+import snnzoo
+from helpers import NEURONS, assert_patterns_agree, shake_batch_norm
+from snnzoo import functional, layer, neuron
+from snnzoo.conversion import build_ann, calibration, codings, load_with_ann, neurons
+from snnzoo.errors import CheckpointError, SnnzooError, UsageError
+from snnzoo.models import registry
+from snnzoo.models.identify import architecture, identify
+
+VGGS = [name for name, spec in registry.MODELS.items() if spec.network == "VGG"]
+HIDDEN = 48  # neurons of the hidden layers, for speed; torchvision has 4096
+
+
+def layout(net):
+    return [(key, value.shape, value.dtype) for key, value in net.state_dict().items()]
+
+
+def theirs(name, classes=7, seed=0):
+    """torchvision's network with a small classifier, random BN and activations that are alive, in float64."""
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, num_classes=classes, init_weights=False)
+    for place, shape in ((0, (25088, HIDDEN)), (3, (HIDDEN, HIDDEN)), (6, (HIDDEN, classes))):
+        net.classifier[place] = nn.Linear(*shape)
+    for module in net.features:
+        module.to_empty(device="cpu")
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.normal_(module.bias, 0, 0.2)
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked.zero_()
+    return shake_batch_norm(net).double().eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module", params=["vgg11", "vgg11_bn"])
+def ann(request):
+    return theirs(request.param, classes=4)
+
+
+# -- The networks ------------------------------------------------------------------------------------------------------
+
+
+def test_the_zoo_has_every_torchvision_vgg():
+    assert set(VGGS) == {name for name in torchvision.models.list_models() if name.startswith("vgg")}
+    assert len(VGGS) == 8
+
+
+@pytest.mark.parametrize("name", VGGS)
+def test_state_dict_equals_torchvisions_in_keys_order_shapes_and_dtypes(name):
+    with torch.device("meta"):
+        ours, original = snnzoo.create_model(name), torchvision.models.get_model(name)
+    assert layout(ours) == layout(original)
+    original.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(original.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", VGGS)
+def test_with_relu_for_neurons_the_output_equals_torchvisions(name):
+    original = theirs(name)
+    ours = snnzoo.create_model(name, neuron=nn.ReLU, num_classes=7, hidden_features=HIDDEN).double().eval()
+    ours.load_state_dict(original.state_dict(), strict=True)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = original(x)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(ours(x.unsqueeze(0))[0], expected, rtol=1e-10, atol=1e-10)
+        functional.set_step_mode(ours, "s")
+        torch.testing.assert_close(ours(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_with_relu_the_full_vgg16_equals_torchvisions():
+    original = torchvision.models.vgg16_bn().double().eval()
+    ours = snnzoo.create_model("vgg16_bn", neuron=nn.ReLU).double().eval()
+    ours.load_state_dict(original.state_dict(), strict=True)
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x.unsqueeze(0))[0], original(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_initial_weights_equal_torchvisions_for_the_same_seed():
+    torch.manual_seed(3)
+    original = torchvision.models.vgg11_bn(num_classes=2).state_dict()
+    torch.manual_seed(3)
+    ours = snnzoo.create_model("vgg11_bn", num_classes=2).state_dict()
+    assert all(torch.equal(ours[key], original[key]) for key in original)
+
+
+@pytest.mark.parametrize("name", VGGS)
+def test_step_by_step_equals_layer_by_layer(name):
+    weights = theirs(name, classes=5).state_dict()
+    for key, value in weights.items():  # so that every layer fires
+        if value.ndim > 1:
+            value *= 2
+        elif key.endswith("bias"):
+            value += 1.5
+    sequences = [torch.randn(3, 1, 3, 32, 32, dtype=torch.float64)]
+    sequences.append(sequences[0][0].expand(3, 1, 3, 32, 32))
+    for make in NEURONS.values():
+        net = snnzoo.create_model(name, neuron=make, num_classes=5, hidden_features=HIDDEN).double().eval()
+        net.load_state_dict(weights, strict=True)
+        for x_seq in sequences:
+            assert_patterns_agree(net, x_seq)
+
+
+def test_a_static_image_passes_the_first_layers_and_pool_once():
+    net = snnzoo.create_model("vgg11", num_classes=2, hidden_features=8).eval()
+    shapes = []
+    for place in (0, 2, 3):
+        net.features[place].register_forward_hook(lambda _m, inputs, _y: shapes.append(inputs[0].shape[0]))
+    x = torch.rand(2, 3, 32, 32)
+    net(x.expand(5, *x.shape))
+    assert shapes == [2, 2, 5 * 2]
+
+
+def test_dropout_holds_one_mask_over_time_until_reset():
+    net = snnzoo.create_model("vgg11", num_classes=2, hidden_features=256, neuron=nn.ReLU)
+    masks = []
+    net.classifier[2].register_forward_hook(lambda module, _x, y: masks.append((module.mask, y)))
+    x = torch.rand(1, 3, 32, 32)
+    net(x.expand(4, *x.shape))
+    mask, y_seq = masks[0]
+    assert mask.shape == (1, 256)
+    assert all(torch.equal((y != 0), (y_seq[0] != 0)) for y in y_seq)
+    net(x.expand(4, *x.shape))
+    assert torch.equal(masks[1][0], mask)
+    functional.reset_net(net)
+    net(x.expand(4, *x.shape))
+    assert not torch.equal(masks[2][0], mask)
+
+
+def test_every_neuron_of_a_network_to_train_gets_gradients():
+    net = snnzoo.create_model("vgg11_bn", neuron="plif", num_classes=3, hidden_features=16, in_channels=2).train()
+    assert isinstance(net.features[2].sn, neuron.ParametricLIFNode)
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.2)
+    net(torch.rand(4, 2, 2, 32, 32) * 4).mean(0).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert net.features[0].weight.grad.abs().sum() > 0
+
+
+# -- Identification ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VGGS)
+def test_a_vgg_is_known_by_its_weights(name):
+    with torch.device("meta"):
+        weights = registry.build(name, nn.ReLU, num_classes=7, in_channels=1, hidden_features=32).state_dict()
+    assert identify(weights, "f") == (name, {"num_classes": 7, "in_channels": 1, "hidden_features": 32})
+    found = architecture(weights)
+    assert (found.depth, found.block) == (int(name.removeprefix("vgg").removesuffix("_bn")), "plain")
+
+
+@pytest.mark.parametrize(("lost", "message"), [
+    ("features.0.", r"not a VGG in torchvision's keys: features\.0\.weight is missing"),
+    ("classifier.6.", r"classifier\.6\.weight is missing"),
+    ("features.8.", "no model of the zoo has its keys and shapes"),
+])  # fmt: skip
+def test_incomplete_weights_are_refused_with_what_is_missing(lost, message):
+    with torch.device("meta"):
+        weights = registry.build("vgg11", nn.ReLU, hidden_features=32).state_dict()
+    with pytest.raises(CheckpointError, match=message):
+        identify({key: value for key, value in weights.items() if not key.startswith(lost)}, "f")
+
+
+# -- Conversion --------------------------------------------------------------------------------------------------------
+
+RECIPES = {
+    "rate": {"time_steps": 4, "threshold": "max"},
+    "signed": {"time_steps": 4},
+    "delta": {"time_steps": 4, "levels": 3, "gamma": 0.5},
+    "differential": {"time_steps": 4},
+}
+
+
+def test_neurons_stand_where_torchvision_has_relus_and_pools_of_spikes_accumulate(ann, images):
+    net = snnzoo.convert(ann, images, levels=3, gamma=0.5)
+    relus = {name for name, module in ann.named_modules() if isinstance(module, nn.ReLU)}
+    sites = codings.neuron_sites(net)
+    assert {site.removesuffix(".sn") for site in sites} == relus
+    assert all(isinstance(net.get_submodule(site), neurons.DeltaNode) for site in sites)
+    pools = [name for name, module in ann.named_modules() if isinstance(module, nn.MaxPool2d)]
+    assert isinstance(net.get_submodule(pools[0]), nn.MaxPool2d)  # it sees the image
+    assert all(isinstance(net.get_submodule(name), layer.AccumulatingMaxPool2d) for name in pools[1:])
+    extra = {key for key in net.state_dict() if key not in ann.state_dict()}
+    assert extra == {f"{site}.{name}" for site in sites for name in ("v_threshold", "bias", "offset")}
+
+
+def test_a_pool_before_the_first_neuron_is_the_only_plain_one():
+    assert snnzoo.create_model("vgg11", hidden_features=4).pools_of_spikes() == [
+        f"features.{i}" for i in (5, 10, 15, 20)
+    ]
+    assert len(snnzoo.create_model("vgg16_bn", hidden_features=4).pools_of_spikes()) == 5
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_converted_networks_two_patterns_agree_for_static_and_changing_input(ann, images, recipe):
+    net = snnzoo.convert(ann, images, recipe, **RECIPES[recipe])
+    for x_seq in (images.expand(5, *images.shape), torch.randn(5, 2, 3, 32, 32, dtype=torch.float64)):
+        with torch.inference_mode():
+            functional.reset_net(net)
+            functional.set_step_mode(net, "m")
+            layer_by_layer = net(x_seq)
+            functional.reset_net(net)
+            functional.set_step_mode(net, "s")
+            step_by_step = torch.stack([net(x) for x in x_seq])
+        torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-9, atol=1e-9)
+        assert (layer_by_layer[0] != layer_by_layer[4]).any()
+
+
+@pytest.mark.parametrize(("recipe", "options", "time_steps", "tolerance"), [
+    ("delta", {"levels": 7, "gamma": 0.4, "time_steps": 8}, 8, 0.1),
+    ("differential", {"time_steps": 8}, 12, 0.1),
+    ("rate", {"threshold": "max", "bias_correction": False, "time_steps": 4}, 32, 0.5),
+])  # fmt: skip
+def test_the_logits_come_close_to_the_anns_but_not_with_max_pools_of_each_step(
+    ann, images, recipe, options, time_steps, tolerance
+):
+    net = snnzoo.convert(ann, images, recipe, **options)
+    pooling_each_step = copy.deepcopy(net)
+    for place, module in enumerate(net.features):
+        if isinstance(module, layer.AccumulatingMaxPool2d):
+            pooling_each_step.features[place] = nn.MaxPool2d(2)
+    x_seq = images[:2].expand(time_steps, *images[:2].shape)
+    with torch.inference_mode():
+        expected = ann(images[:2])
+        error, other = ((n(x_seq)[-1] - expected).abs().mean() / expected.std() for n in (net, pooling_each_step))
+    assert error < tolerance
+    assert error < other / 2
+
+
+def test_resting_inputs_are_the_biases(ann):
+    own = our_ann(ann)
+    rest = calibration.resting_inputs(own)
+    batch_norm = isinstance(ann.features[1], nn.BatchNorm2d)
+    if batch_norm:
+        bn, conv = ann.features[5], ann.features[4]
+        expected = bn.bias + (conv.bias - bn.running_mean) * bn.weight / (bn.running_var + bn.eps).sqrt()
+    else:
+        expected = ann.features[3].bias
+    torch.testing.assert_close(rest["features.6.sn" if batch_norm else "features.4.sn"], expected)
+    torch.testing.assert_close(rest["classifier.4.sn"], ann.classifier[3].bias)
+
+
+def our_ann(module):
+    """The zoo's network with the weights of torchvision's."""
+    name, kwargs = identify(module.state_dict(), "f")
+    return build_ann(name, module.state_dict(), "f", **kwargs).double()
+
+
+def test_a_file_rebuilds_the_network_and_its_ann_exactly(ann, images, tmp_path):
+    net = snnzoo.convert(ann, images, "delta", levels=7, gamma=0.5)
+    snnzoo.save(net, tmp_path / "net.safetensors")
+    loaded, loaded_ann = load_with_ann(tmp_path / "net.safetensors")
+    x_seq = images.expand(3, *images.shape)
+    with torch.inference_mode():
+        assert torch.equal(loaded.double()(x_seq), net(x_seq))
+        torch.testing.assert_close(loaded_ann.double()(images), ann(images))
+    assert loaded.conversion == net.conversion
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        for key, value in ann.state_dict().items():
+            assert torch.equal(file.get_tensor(key), value)
+        assert file.get_tensor("classifier.1.sn.v_threshold").shape == (HIDDEN,)
+        assert json.loads(file.metadata()["model_kwargs"])["hidden_features"] == HIDDEN
+
+
+def test_a_file_with_parameters_of_a_wrong_shape_is_refused(ann, images, tmp_path):
+    from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+
+    path = tmp_path / "net.safetensors"
+    snnzoo.save(snnzoo.convert(ann, images, gamma=0.5), path)
+    tensors, metadata = read_safetensors(path)
+    write_safetensors(path, {**tensors, "classifier.4.sn.bias": torch.ones(3)}, metadata)
+    with pytest.raises(CheckpointError, match=rf"classifier\.4\.sn\.bias has shape \[3\] instead of \[{HIDDEN}\]"):
+        snnzoo.load(path)
+
+
+def test_without_images_the_error_asks_for_them(ann):
+    with pytest.raises(UsageError, match=r"no BN.*images"):
+        snnzoo.convert(ann)
+
+
+def test_nan_weights_are_reported_with_the_layer(ann, images):
+    broken = copy.deepcopy(ann)
+    broken.classifier[0].weight.data[0] = float("nan")
+    with pytest.raises(SnnzooError, match=r"classifier\.1\.sn"):
+        snnzoo.convert(our_ann(broken), images, gamma=0.5)
+
+
+class AveragePooled(nn.Module):
+    """A VGG's weights in a network that computes something else."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.features, self.classifier = copy.deepcopy(net.features), net.classifier
+        for place, module in enumerate(self.features):
+            if isinstance(module, nn.MaxPool2d):
+                self.features[place] = nn.AvgPool2d(2)
+
+    def forward(self, x):
+        x = nn.functional.adaptive_avg_pool2d(self.features(x), 7)
+        return self.classifier(x.flatten(1))
+
+
+def test_a_vgg_that_computes_something_else_is_refused(ann, images):
+    with pytest.raises(SnnzooError, match="computes something else"):
+        snnzoo.convert(AveragePooled(ann), images)
+
+
+def test_a_head_in_place_of_a_vggs_classifier_is_a_usage_error():
+    with pytest.raises(UsageError, match="classifier cannot be replaced"):
+        snnzoo.create_model("vgg11", hidden_features=4, head=["Linear", 4, 2, True])
