@@ -120,5 +120,5 @@ def test_no_steps_are_an_error():
 
 
 def test_an_unknown_backend_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match="one of reference"), ops.use_backend("cuda"):
+    with pytest.raises(ValueError, match="one of reference, cpu, triton"), ops.use_backend("cuda"):
         pass

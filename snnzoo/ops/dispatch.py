@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from snnzoo.ops import reference
-from snnzoo.ops.spec import Coding
+from snnzoo.ops import backends, operator, reference
+from snnzoo.ops.spec import Arguments, Coding, NeuronOutput
 
-__all__ = ["NeuronOutput", "multi_step_neuron"]
+__all__ = ["multi_step_neuron"]
 
 OUTPUTS = ("sequence", "sum", "both")
-
-
-class NeuronOutput(NamedTuple):
-    """Outputs `[T, N, ...]` and their sum over time `[N, ...]`, where asked for, and the state after them."""
-
-    sequence: Tensor | None
-    total: Tensor | None
-    state: tuple[Tensor, ...]
 
 
 def multi_step_neuron(
@@ -36,6 +26,8 @@ def multi_step_neuron(
     output: str = "sequence",
     payload: bool = False,
     out_dtype: torch.dtype | None = None,
+    keep_state: bool = True,
+    out: Tensor | None = None,
 ) -> NeuronOutput:
     """Run one layer of neurons over all T steps.
 
@@ -53,44 +45,56 @@ def multi_step_neuron(
         payload: whether an output carries what it is worth, or whole units (`spec` says what units are worth).
         out_dtype: of the sequence; None for that of `x_seq`. torch.int8 holds whole units, whatever `payload`
             says of the sum, which has the dtype of `x_seq`.
+        keep_state: False if the final state is of no interest: it is then left out, and not written.
+        out: where to write the sequence. It may be `x_seq` or `residual` itself, unless their time stride is 0.
+            Not for training.
 
     Returns:
-        the outputs asked for and the final state, in float32 (float64 for float64 input).
+        the outputs asked for and the final state, in float32 (float64 for float64 input). Gradients reach
+        `x_seq`, `residual`, `state` and a learnable 1/tau of `IF` and `LIF`; the others have none.
 
     Raises:
-        ValueError: if shapes do not fit each other, or outputs do not fit `out_dtype`.
+        ValueError: if shapes do not fit each other, or outputs do not fit `out_dtype` or `out`.
     """
-    _check(x_seq, coding, residual, state, output, out_dtype)
-    dtype = out_dtype or x_seq.dtype
-    outputs: list[Tensor] = []
-    total: Tensor | None = None
-    steps = reference.run(
-        x_seq, coding, v_threshold=v_threshold, bias=bias, offset=offset, residual=residual, state=state, t=t
-    )
-    for units, worth, after in steps:
-        if output != "sequence":
-            value = worth if payload else units
-            total = value if total is None else total + value
-        if output != "sum":
-            outputs.append((worth if payload and dtype != torch.int8 else units).to(dtype))
-        state = after
-    assert state is not None
-    sequence = torch.stack(outputs) if outputs else None
-    return NeuronOutput(sequence, None if total is None else total.to(x_seq.dtype), state)
+    v_threshold, bias, offset = (_parameter(value, x_seq) for value in (v_threshold, bias, offset))
+    dtype = out_dtype or (x_seq.dtype if out is None else out.dtype)
+    arguments = Arguments(v_threshold, bias, offset, residual, state, t, output, payload, dtype, keep_state, out)
+    _check(x_seq, coding, arguments)
+    result = _run(x_seq, coding, arguments)
+    if out is not None and result.sequence is not None and result.sequence is not out:
+        result = result._replace(sequence=out.copy_(result.sequence))
+    return result
 
 
-def _check(
-    x_seq: Tensor,
-    coding: Coding,
-    residual: Tensor | None,
-    state: tuple[Tensor, ...] | None,
-    output: str,
-    out_dtype: torch.dtype | None,
-) -> None:
+def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
+    name = backends.choose(x_seq.device)
+    if name == "reference" or not operator.supports(x_seq, coding, arguments):
+        return reference.forward(x_seq, coding, arguments)
+    if torch.compiler.is_compiling() or operator.needs_gradient(x_seq, coding, arguments):
+        return operator.call(x_seq, coding, arguments)
+    with torch.no_grad():
+        return backends.implementation(name).forward(x_seq, coding, arguments)
+
+
+def _parameter(value: float | Tensor, x_seq: Tensor) -> float | Tensor:
+    """A scalar, or `[C]`."""
+    if not isinstance(value, Tensor) or value.ndim > 0:
+        return value
+    return value.expand(x_seq.shape[2]) if x_seq.ndim > 2 else value.item()
+
+
+def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
+    residual, state, out = arguments.residual, arguments.state, arguments.out
     if x_seq.ndim < 2 or len(x_seq) == 0:
         raise ValueError(f"x_seq must have the shape [T, N, ...] with T >= 1, got {list(x_seq.shape)}")
-    if output not in OUTPUTS:
-        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+    if arguments.output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {arguments.output!r}")
+    for value in arguments.parameters:
+        if isinstance(value, Tensor) and (x_seq.ndim < 3 or value.shape != x_seq.shape[2:3]):
+            raise ValueError(
+                f"a parameter of {value.numel()} channels does not fit a step of shape {list(x_seq.shape[1:])}: "
+                f"expected [N, {value.numel()}, ...]"
+            )
     if residual is not None and residual.shape != x_seq.shape:
         raise ValueError(f"residual has shape {list(residual.shape)}, x_seq {list(x_seq.shape)}: they must be equal")
     if state is not None and (len(state) != len(coding.state) or any(part.shape != x_seq.shape[1:] for part in state)):
@@ -98,5 +102,10 @@ def _check(
             f"the state of {type(coding).__name__} is {', '.join(coding.state)}, each of shape "
             f"{list(x_seq.shape[1:])}, got {[list(part.shape) for part in state]}"
         )
-    if out_dtype == torch.int8:
+    if out is not None and (arguments.output == "sum" or out.shape != x_seq.shape or out.dtype != arguments.out_dtype):
+        raise ValueError(
+            f"out must hold a sequence of shape {list(x_seq.shape)} and dtype {arguments.out_dtype}, "
+            f"got {list(out.shape)}, {out.dtype} for output={arguments.output!r}"
+        )
+    if arguments.out_dtype == torch.int8:
         coding.check_int8()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnzoo.ops.spec import IF, LIF, Coding, Delta, Differential, Signed, state_dtype
+from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, NeuronOutput, Signed, state_dtype
 
 Parameter = float | Tensor  # a scalar, or one that broadcasts over a step
 Step = tuple[Tensor, Tensor, tuple[Tensor, ...]]
@@ -88,6 +89,34 @@ def integrate_and_fire(coding: IF, x: Tensor, state: tuple[Tensor, ...], theta: 
     return s, s * theta, (v,)
 
 
+def integrate_and_fire_backward(coding: IF, h: Tensor, theta: Parameter, grad_s: Tensor, grad_v: Tensor) -> Tensor:
+    """The gradient of h[t], from those of s[t] and v[t]; `surrogate'` stands in for ds/dh.
+
+    dv/dh = 1 - theta * surrogate'(h - theta)                          soft reset
+    dv/dh = 1 - s + (v_reset - h) * surrogate'(h - theta)              hard reset
+    without the terms in surrogate' if the reset is detached
+    """
+    surrogate: Any = coding.surrogate
+    slope = surrogate.gradient(h - theta)
+    if coding.v_reset is None:
+        through = 1 - theta * slope if not coding.detach_reset else torch.ones_like(h)
+    else:
+        through = (h < theta).to(h.dtype)
+        if not coding.detach_reset:
+            through = through + (coding.v_reset - h) * slope
+    return grad_s * slope + grad_v * through
+
+
+def charge_backward(coding: IF, v: Tensor, x: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of x[t] and v[t-1], and of 1/tau at each neuron, from that of h[t] = charge(v[t-1], x[t])."""
+    if not isinstance(coding, LIF):
+        return grad_h, grad_h, None
+    leak, share = v - (coding.v_reset or 0.0), 1 - coding.reciprocal_tau
+    if coding.decay_input:
+        return grad_h * coding.reciprocal_tau, grad_h * share, grad_h * (x - leak)
+    return grad_h, grad_h * share, -grad_h * leak
+
+
 def signed(x: Tensor, state: tuple[Tensor, ...], theta: Parameter) -> Step:
     """A negative spike takes back a positive one that was sent too early (after Wang et al. 2022, IJCAI).
 
@@ -144,38 +173,54 @@ def powers(gamma: float, t: int, count: int, dtype: torch.dtype) -> Tensor:
     return _powers(gamma, length, dtype)[t : t + count]
 
 
+def initial_value(coding: Coding, theta: Parameter) -> Parameter:
+    """Of the first state tensor before t = 0; the others are zero."""
+    if isinstance(coding, Signed) or (isinstance(coding, IF) and coding.half_start):
+        return 0.5 * theta
+    return (coding.v_reset or 0.0) if isinstance(coding, IF) else 0.0
+
+
 def initial_state(coding: Coding, step: Tensor, theta: Parameter) -> tuple[Tensor, ...]:
     """The state before t = 0, for steps like `step`, in its dtype."""
-    first = torch.zeros_like(step)
-    if isinstance(coding, Signed) or (isinstance(coding, IF) and coding.half_start):
-        first = first + 0.5 * theta
-    elif isinstance(coding, IF):
-        first = torch.full_like(step, coding.v_reset or 0.0)
-    return (first, *(torch.zeros_like(step) for _ in coding.state[1:]))
+    return (torch.zeros_like(step) + initial_value(coding, theta), *(torch.zeros_like(step) for _ in coding.state[1:]))
 
 
-def run(
-    x_seq: Tensor,
-    coding: Coding,
-    *,
-    v_threshold: float | Tensor,
-    bias: float | Tensor,
-    offset: float | Tensor,
-    residual: Tensor | None,
-    state: tuple[Tensor, ...] | None,
-    t: int,
-) -> Iterator[Step]:
-    """Run `coding` over `x_seq`, step by step; arguments as in `ops.multi_step_neuron`."""
+def enters_once(coding: Coding) -> bool:
+    """Whether biases enter at t = 0 only."""
+    return isinstance(coding, (Delta, Differential)) and coding.differential
+
+
+def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
+    """`ops.multi_step_neuron`, differentiable."""
+    outputs: list[Tensor] = []
+    total: Tensor | None = None
+    state: tuple[Tensor, ...] = ()
+    for units, worth, after in run(x_seq, coding, arguments):
+        if arguments.output != "sequence":
+            value = worth if arguments.payload else units
+            total = value if total is None else total + value
+        if arguments.output != "sum":
+            outputs.append((worth if arguments.sequence_payload else units).to(arguments.out_dtype))
+        state = after if arguments.keep_state else ()
+    sequence = torch.stack(outputs) if outputs else None
+    return NeuronOutput(sequence, None if total is None else total.to(x_seq.dtype), state)
+
+
+def run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> Iterator[Step]:
+    """Each step in turn."""
     dtype = state_dtype(x_seq.dtype)
     like = torch.empty_like(x_seq[0], dtype=dtype)
-    theta, bias, offset = (channel_view(value, like) for value in (v_threshold, bias, offset))
+    theta, bias, offset = (channel_view(value, like) for value in arguments.parameters)
+    if not isinstance(theta, Tensor):
+        theta = like.new_full((), theta)  # on the device: it divides by a number of the CPU by multiplying
+    state = arguments.state
     state = initial_state(coding, like, theta) if state is None else tuple(part.to(dtype) for part in state)
-    once = isinstance(coding, (Delta, Differential)) and coding.differential
+    once, t = enters_once(coding), arguments.t
     power = powers(coding.gamma, t, len(x_seq), dtype) if isinstance(coding, Delta) else None
     for step in range(len(x_seq)):
         x = x_seq[step].to(dtype)
-        if residual is not None:
-            x = x + residual[step].to(dtype)
+        if arguments.residual is not None:
+            x = x + arguments.residual[step].to(dtype)
         x = x - offset if once and t + step > 0 else x + bias
         if isinstance(coding, IF):
             result = integrate_and_fire(coding, x, state, theta)

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnzoo.surrogate import ATan
 
-__all__ = ["IF", "LIF", "Coding", "Delta", "Differential", "Signed", "state_dtype"]
+__all__ = [
+    "IF",
+    "LIF",
+    "Arguments",
+    "Coding",
+    "Delta",
+    "Differential",
+    "Gradients",
+    "NeuronOutput",
+    "Signed",
+    "state_dtype",
+]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -114,3 +125,46 @@ class Differential(Coding):
     def check_int8(self) -> None:
         if self.levels > 7:
             raise ValueError(f"int8 outputs hold at most 7 thresholds (spikes up to 64 units), got {self.levels}")
+
+
+class NeuronOutput(NamedTuple):
+    """Outputs `[T, N, ...]` and their sum over time `[N, ...]`, where asked for, and the state after them."""
+
+    sequence: Tensor | None
+    total: Tensor | None
+    state: tuple[Tensor, ...]
+
+
+class Gradients(NamedTuple):
+    """Those of a `NeuronOutput` with one state tensor; None where an output was not used."""
+
+    sequence: Tensor | None
+    total: Tensor | None
+    state: Tensor | None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Those of `ops.multi_step_neuron` beside `x_seq` and the coding, as implementations get them: checked."""
+
+    v_threshold: float | Tensor
+    bias: float | Tensor
+    offset: float | Tensor
+    residual: Tensor | None
+    state: tuple[Tensor, ...] | None
+    t: int
+    output: str
+    payload: bool
+    out_dtype: torch.dtype
+    keep_state: bool
+    out: Tensor | None = None
+
+    @property
+    def sequence_payload(self) -> bool:
+        """Whether the sequence carries what outputs are worth: an int8 holds units in any case."""
+        return self.payload and self.out_dtype != torch.int8
+
+    @property
+    def parameters(self) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+        """Those that may be per channel."""
+        return self.v_threshold, self.bias, self.offset

@@ -1,0 +1,297 @@
+"""The neuron equations on a CPU: those of `reference`, in place and chunk by chunk, so that the state stays in cache.
+
+Every operation is elementwise and rounds as in `reference`, so that results are equal. Nothing is allocated per
+step. A neuron is a function `step(t, x, y)` that takes its input from `x` and writes its output to `y`, which may
+be the same memory: it has taken in all of `x` before it writes to `y`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from snnzoo.ops import reference
+from snnzoo.ops.layout import Layout, layout_of
+from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, Gradients, NeuronOutput, state_dtype
+
+CHUNK = 1 << 18  # elements: enough to be worth the call of an operation, few enough to stay in cache
+
+Parameter = float | Tensor  # a scalar, or one that broadcasts over a chunk
+Step = Callable[[int, Tensor, Tensor], None]
+
+
+class Rows:
+    """Memory as `[rows, length]`, such that a per-channel parameter is `[rows, 1]` or `[1, length]`."""
+
+    def __init__(self, layout: Layout, arguments: Arguments, elements: int) -> None:
+        """Cut into chunks of about `elements`."""
+        per_channel = any(isinstance(value, Tensor) for value in arguments.parameters)
+        self.layout = layout
+        self.along_rows = per_channel and layout.inner > 1
+        self.repeats = 1  # of all channels, in a row
+        self.length = 1
+        if self.along_rows:
+            self.length = layout.inner
+        elif per_channel:
+            self.repeats = math.gcd(layout.numel // layout.channels, 64)  # short rows are slow
+            self.length = layout.channels * self.repeats
+        self.number = layout.numel // self.length
+        self.in_a_chunk = max(1, elements // self.length)
+
+    def chunks(self) -> Iterator[slice]:
+        for start in range(0, self.number, self.in_a_chunk):
+            yield slice(start, min(start + self.in_a_chunk, self.number))
+
+    def of_step(self, step: Tensor) -> Tensor:
+        """`[N, C, ...]` as `[rows, length]`."""
+        return self.layout.flatten_step(step).view(self.number, self.length)
+
+    def of_sequence(self, x_seq: Tensor) -> Tensor:
+        """`[T, N, C, ...]` as `[T, rows, length]`."""
+        return self.layout.flatten(x_seq).unflatten(1, (self.number, self.length))
+
+    def of_parameter(self, value: Parameter, dtype: torch.dtype) -> Parameter:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().to(dtype)
+        if self.along_rows:
+            return value.repeat(self.number // len(value)).unsqueeze(1)
+        return value.repeat(self.repeats).unsqueeze(0)
+
+    def cut(self, value: Parameter, chunk: slice) -> Parameter:
+        return value[chunk] if isinstance(value, Tensor) and self.along_rows else value
+
+
+def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
+    """`ops.multi_step_neuron`, outside autograd."""
+    layout = layout_of(x_seq)
+    result = layout.allocate(x_seq, coding, arguments)
+    if layout.numel > 0:
+        rows = Rows(layout, arguments, CHUNK)
+        worker = _Worker(rows, x_seq, coding, arguments, result)
+        for chunk in rows.chunks():
+            worker.run(chunk)
+    return result
+
+
+def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input (and the residual), of the initial v, and of 1/tau, for `IF` and `LIF`.
+
+    The membrane is computed anew, chunk by chunk: nothing but the input is kept from the forward pass.
+    """
+    assert isinstance(coding, IF)
+    layout, dtype = layout_of(x_seq), state_dtype(x_seq.dtype)
+    grad_x = layout.empty(x_seq, x_seq.dtype, len(x_seq))
+    grad_v = layout.empty(x_seq, dtype)
+    grad_tau = x_seq.new_zeros((), dtype=dtype)
+    if layout.numel > 0:
+        rows = Rows(layout, arguments, CHUNK // len(x_seq))
+        worker = _Worker(rows, x_seq, coding, arguments, NeuronOutput(grad_x, None, (grad_v,)))
+        flat = Gradients(
+            None if grads.sequence is None else rows.of_sequence(grads.sequence),
+            *(None if grad is None else rows.of_step(grad) for grad in grads[1:]),
+        )
+        for chunk in rows.chunks():
+            grad_tau += worker.run_backward(chunk, flat)
+    return grad_x, grad_v, grad_tau
+
+
+class _Worker:
+    """Runs one chunk after the other, in the same scratch memory."""
+
+    def __init__(self, rows: Rows, x_seq: Tensor, coding: Coding, arguments: Arguments, result: NeuronOutput) -> None:
+        self.rows, self.coding, self.arguments = rows, coding, arguments
+        self.dtype = state_dtype(x_seq.dtype)
+        self.x = rows.of_sequence(x_seq)
+        self.residual = None if arguments.residual is None else rows.of_sequence(arguments.residual)
+        self.sequence = None if result.sequence is None else rows.of_sequence(result.sequence)
+        self.total = None if result.total is None else rows.of_step(result.total)
+        self.before = [rows.of_step(part) for part in arguments.state or ()]
+        self.after = [rows.of_step(part) for part in result.state]
+        self.parameters = [rows.of_parameter(value, self.dtype) for value in arguments.parameters]
+        shape = (4 + len(coding.state), min(rows.in_a_chunk, rows.number), rows.length)
+        self.scratch = x_seq.new_empty(shape, dtype=self.dtype)
+
+    def run(self, chunk: slice) -> None:
+        """All steps of the rows `chunk`."""
+        entry, output, work, added, *held = self.scratch[:, : chunk.stop - chunk.start].unbind(0)
+        theta, bias, offset = (self.rows.cut(value, chunk) for value in self.parameters)
+        state = tuple(part[chunk] for part in self.after or ()) or tuple(held)
+        self._start(state, theta, chunk)
+        neuron = _neuron(self.coding, theta, self.arguments, len(self.x), state, work)
+        once = reference.enters_once(self.coding)
+        direct = self.sequence if self.sequence is not None and self.sequence.dtype == self.dtype else None
+        for step, x in enumerate(self.x[:, chunk].unbind(0)):
+            shift = -offset if once and self.arguments.t + step > 0 else bias
+            residual = None if self.residual is None else self.residual[step, chunk]
+            y = output if direct is None else direct[step, chunk]
+            neuron(step, _enter(x, residual, shift, entry), y)
+            if self.sequence is not None and direct is None:
+                self.sequence[step, chunk].copy_(y)
+            if self.total is not None:
+                added.copy_(y) if step == 0 else added.add_(y)
+        if self.total is not None:
+            self.total[chunk].copy_(added)
+
+    def run_backward(self, chunk: slice, grads: Gradients) -> Tensor:
+        """The same, backwards, into what a forward pass takes for the sequence and the final v.
+
+        Returns:
+            the gradient of 1/tau, as far as these rows have part in it.
+        """
+        coding, sequence = self.coding, self.sequence
+        assert isinstance(coding, IF)
+        assert sequence is not None
+        entry, spikes, work, v = self.scratch[:4, : chunk.stop - chunk.start].unbind(0)
+        theta, bias, _ = (self.rows.cut(value, chunk) for value in self.parameters)
+        worth = theta if self.arguments.payload else 1.0
+        self._start((v,), theta, chunk)
+        neuron = _integrate_and_fire(coding, theta, False, v, work)
+
+        def enter(step: int) -> Tensor:
+            residual = None if self.residual is None else self.residual[step, chunk]
+            return _enter(self.x[step, chunk], residual, bias, entry)
+
+        before = v.new_empty((len(self.x), *v.shape))  # v[t - 1]
+        for step in range(len(self.x)):
+            before[step].copy_(v)
+            neuron(step, enter(step), spikes)
+        grad_v = torch.zeros_like(v) if grads.state is None else grads.state[chunk]
+        grad_tau = v.new_zeros(())
+        for step in reversed(range(len(self.x))):
+            x = enter(step)
+            _charge(coding, v.copy_(before[step]), x, work)
+            grad_s = torch.zeros_like(v)
+            for grad in (None if grads.sequence is None else grads.sequence[step], grads.total):
+                if grad is not None:
+                    grad_s += grad[chunk]
+            grad_h = reference.integrate_and_fire_backward(coding, v, theta, grad_s * worth, grad_v)
+            grad_x, grad_v, to_tau = reference.charge_backward(coding, before[step], x, grad_h)
+            sequence[step, chunk].copy_(grad_x)
+            if to_tau is not None:
+                grad_tau += to_tau.sum()
+        self.after[0][chunk].copy_(grad_v)
+        return grad_tau
+
+    def _start(self, state: tuple[Tensor, ...], theta: Parameter, chunk: slice) -> None:
+        if self.before:
+            for part, before in zip(state, self.before, strict=True):
+                part.copy_(before[chunk])
+            return
+        first = reference.initial_value(self.coding, theta)
+        state[0].copy_(first) if isinstance(first, Tensor) else state[0].fill_(first)
+        for part in state[1:]:
+            part.zero_()
+
+
+def _enter(x: Tensor, residual: Tensor | None, shift: Parameter, entry: Tensor) -> Tensor:
+    """The input with all that is added to it: in `entry`, or `x` itself where that is nothing."""
+    shifted = isinstance(shift, Tensor) or shift != 0
+    if x.dtype != entry.dtype:
+        x = entry.copy_(x)
+    if residual is not None:
+        x = torch.add(x, residual.to(entry.dtype), out=entry)
+    return torch.add(x, shift, out=entry) if shifted else x
+
+
+def _neuron(
+    coding: Coding, theta: Parameter, arguments: Arguments, time_steps: int, state: tuple[Tensor, ...], work: Tensor
+) -> Step:
+    payload = arguments.payload if arguments.output == "sum" else arguments.sequence_payload
+    if isinstance(coding, IF):
+        return _integrate_and_fire(coding, theta, payload, state[0], work)
+    if isinstance(coding, Delta):
+        power = reference.powers(coding.gamma, arguments.t, time_steps, work.dtype)
+        return _delta(coding, _times(power, theta), payload, state[0], state[1], work)
+    if isinstance(coding, Differential):
+        return _differential(coding, theta, payload, state[0], state[1], work)
+    return _signed(theta, payload, state[0], state[1], work)
+
+
+def _worth(units: Tensor, theta: Parameter, payload: bool, work: Tensor) -> Tensor:
+    """What the output in `units` is worth: in its place if it is to carry that, else in `work`."""
+    return torch.mul(units, theta, out=units if payload else work)
+
+
+def _charge(coding: IF, v: Tensor, x: Tensor, work: Tensor) -> None:
+    if not isinstance(coding, LIF):
+        v.add_(x)
+        return
+    rest = coding.v_reset or 0.0
+    leak = torch.sub(v, rest, out=work) if rest else v
+    if coding.decay_input:
+        v.add_(torch.sub(x, leak, out=work).mul_(coding.reciprocal_tau))
+    else:
+        v.sub_(torch.mul(leak, coding.reciprocal_tau, out=work)).add_(x)
+
+
+def _integrate_and_fire(coding: IF, theta: Parameter, payload: bool, v: Tensor, work: Tensor) -> Step:
+    def step(_: int, x: Tensor, y: Tensor) -> None:
+        _charge(coding, v, x, work)
+        torch.ge(v, theta, out=y)
+        if coding.v_reset is not None:
+            v.addcmul_(v, y, value=-1)  # exact, as y is 0 or 1
+            if coding.v_reset:
+                v.add_(y, alpha=coding.v_reset)
+            if payload:
+                y.mul_(theta)
+        elif isinstance(theta, Tensor) or payload:
+            v.sub_(_worth(y, theta, payload, work))
+        else:
+            v.sub_(y, alpha=theta)
+
+    return step
+
+
+def _signed(theta: Parameter, payload: bool, v: Tensor, c: Tensor, work: Tensor) -> Step:
+    def step(_: int, x: Tensor, y: Tensor) -> None:
+        v.add_(x)
+        torch.gt(c, 0, out=work)
+        work.mul_(torch.lt(v, 0, out=y))
+        torch.ge(v, theta, out=y).sub_(work)
+        c.add_(y)
+        v.sub_(_worth(y, theta, payload, work))
+
+    return step
+
+
+def _accumulate(coding: Delta | Differential, m: Tensor, x: Tensor) -> None:
+    m.add_(x) if coding.differential else m.copy_(x)
+
+
+def _times(power: Tensor, theta: Parameter) -> Sequence[Parameter]:
+    """The size of a level at each step; products are rounded as those of tensors."""
+    return [theta * value for value in power.tolist()] if isinstance(theta, Tensor) else (power * theta).tolist()
+
+
+def _delta(coding: Delta, level: Sequence[Parameter], payload: bool, m: Tensor, o: Tensor, work: Tensor) -> Step:
+    def step(t: int, x: Tensor, y: Tensor) -> None:
+        _accumulate(coding, m, x)
+        torch.clamp(m, min=0, out=y).sub_(o).div_(level[t]).round_().clamp_(-coding.levels, coding.levels)
+        o.add_(_worth(y, level[t], payload, work))
+
+    return step
+
+
+def _differential(coding: Differential, theta: Parameter, payload: bool, m: Tensor, o: Tensor, work: Tensor) -> Step:
+    """The largest power of two 2^-k with r >= 0.75 * 2^-k = 1.5 * 2^-(k+1) is r's exponent, or the next if its
+    mantissa is 1.5 or more: adding half a mantissa carries into the exponent just then."""
+    double = m.dtype == torch.float64
+    integer = torch.int64 if double else torch.int32
+    half, exponent = (1 << 51, 0x7FF << 52) if double else (1 << 22, 0xFF << 23)
+    below = 0.75 * 2.0 ** -(coding.levels - 1)
+
+    def step(_: int, x: Tensor, y: Tensor) -> None:
+        _accumulate(coding, m, x)
+        torch.clamp(m, min=0, out=y).sub_(o).div_(theta)
+        torch.abs(y, out=work).view(integer).add_(half).bitwise_and_(exponent)
+        torch.threshold_(work.clamp_(max=1), below, 0.0)
+        torch.copysign(work, y, out=y)
+        o.add_(_worth(y, theta, payload, work))
+        if not payload:
+            y.mul_(2.0 ** (coding.levels - 1))
+
+    return step

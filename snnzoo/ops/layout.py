@@ -1,0 +1,87 @@
+"""How a sequence lies in memory: every implementation walks over a step in the order of its addresses.
+
+Whatever its memory format (contiguous, channels-last ...), a dense step `[N, C, ...]` is, in memory,
+`[outer, C, inner]`: element i belongs to channel `i // inner % C`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snnzoo.ops.spec import Arguments, Coding, NeuronOutput, state_dtype
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of one step.
+
+    `order`: its dimensions from the slowest to the fastest, those of the sequence (1 is N, 2 is C ...);
+    `shape`: its sizes in that order.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.order.index(2)] if len(self.order) > 1 else 1
+
+    @property
+    def inner(self) -> int:
+        """The number of neighbours in memory that share a channel."""
+        return math.prod(self.shape[self.order.index(2) + 1 :]) if len(self.order) > 1 else 1
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def empty(self, like: Tensor, dtype: torch.dtype, steps: int | None = None) -> Tensor:
+        """An uninitialised step, or sequence of `steps`, on the device of `like`."""
+        if steps is None:
+            return like.new_empty(self.shape, dtype=dtype).permute(self._inverse(0))
+        return like.new_empty((steps, *self.shape), dtype=dtype).permute(0, *self._inverse(1))
+
+    def _inverse(self, first: int) -> list[int]:
+        return [self.order.index(d) + first for d in range(1, len(self.order) + 1)]
+
+    def flatten_step(self, step: Tensor) -> Tensor:
+        """`[N, C, ...]` as `[outer * C * inner]` in this layout: a view where it has it already, else a copy."""
+        return step.permute([d - 1 for d in self.order]).reshape(-1)
+
+    def flatten(self, x_seq: Tensor) -> Tensor:
+        """`[T, N, C, ...]` as `[T, outer * C * inner]`; what repeats in time (stride 0) is not copied T times."""
+        if x_seq.stride(0) == 0:
+            return self.flatten_step(x_seq[0]).expand(len(x_seq), -1)
+        return x_seq.permute(0, *self.order).reshape(len(x_seq), -1)
+
+    def _fits(self, out: Tensor) -> bool:
+        """Whether `flatten(out)` is a view."""
+        steps_apart = len(out) == 1 or abs(out.stride(0)) >= self.numel
+        return steps_apart and out[0].permute([d - 1 for d in self.order]).is_contiguous()
+
+    def allocate(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
+        """Memory for what is asked for: `arguments.out`, where it has this layout, and new memory."""
+        sequence = total = None
+        if arguments.output != "sum":
+            out = arguments.out
+            if out is not None and self._fits(out):
+                sequence = out
+            else:
+                sequence = self.empty(x_seq, arguments.out_dtype, len(x_seq))
+        if arguments.output != "sequence":
+            total = self.empty(x_seq, x_seq.dtype)
+        kept = len(coding.state) if arguments.keep_state else 0
+        return NeuronOutput(sequence, total, tuple(self.empty(x_seq, state_dtype(x_seq.dtype)) for _ in range(kept)))
+
+
+def layout_of(x_seq: Tensor) -> Layout:
+    """That of `x_seq [T, N, ...]` where its steps are dense, else contiguous."""
+    strides = x_seq.stride()
+    order = tuple(sorted(range(1, x_seq.ndim), key=lambda d: -strides[d]))
+    if not x_seq[0].permute([d - 1 for d in order]).is_contiguous():
+        order = tuple(range(1, x_seq.ndim))
+    return Layout(order, tuple(x_seq.shape[d] for d in order))
