@@ -13,8 +13,8 @@ from snnzoo.checkpoints.layout_rules import layout_named
 from snnzoo.checkpoints.output import check_output
 from snnzoo.cli import common
 from snnzoo.errors import CheckpointError, UsageError, first_few
-from snnzoo.evaluation.folders import list_images
-from snnzoo.models.registry import list_weights, model_spec, split_tag
+from snnzoo.evaluation.folders import is_frames, list_samples
+from snnzoo.models.registry import check_convertible, list_weights, model_spec, split_tag
 from snnzoo.preprocess import Preprocess, override, preset
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def convert(
     ] = True,
     calib_data: Annotated[
         str | None,
-        typer.Option(metavar="DIR|digits", help="Images to calibrate on; data-free if none."),
+        typer.Option(metavar="DIR|digits", help="Images to calibrate on, or event frames (.npz); data-free if none."),
     ] = None,
     calib_samples: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 512,
     input_size: Annotated[int | None, typer.Option(metavar="N", help="Pixels of the network's input.")] = None,
@@ -95,6 +95,7 @@ def convert(
       snnzoo convert resnet20 --checkpoint resnet20.th --calib-data cifar10/train --recipe rate -T 64
     """
     name, tag = split_tag(model, weights)
+    check_convertible(name, with_images=True)
     output = output or Path(f"{name}-snn.safetensors")
     if time_steps is not None and time_steps < 1:
         raise UsageError(f"--time-steps must be at least 1, got {time_steps}")
@@ -103,8 +104,14 @@ def convert(
     recipe = recipe or "delta"
     recipe_options = _recipe_options(recipe, levels, threshold, bias_correction)
     base = preset(preprocess) if preprocess else origin.preprocess
+    settings: Preprocess | None
     settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
-    calib_data = _calibration_source(calib_data, origin)
+    calib_data, frames = _calibration_source(calib_data, origin)
+    check_convertible(name, with_images=calib_data is not None)
+    if frames:
+        if any(option is not None for option in (preprocess, input_size, mean, std)):
+            raise UsageError("--preprocess, --input-size, --mean and --std are for images, frames are taken as is")
+        settings = None
     common.check_device_and_dtype(device, "float32")
     if tolerance is not None and calib_data is None:
         raise UsageError("--tolerance is judged on calibration images: give --calib-data DIR")
@@ -256,13 +263,16 @@ def _recipe_options(recipe: str, levels: int | None, threshold: str | None, bias
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _calibration_source(calib_data: str | None, origin: _Origin) -> str | None:
-    """The digits are at hand for their own weights; otherwise there is no data but what the user names."""
+def _calibration_source(calib_data: str | None, origin: _Origin) -> tuple[str | None, bool]:
+    """Where to calibrate, and whether on frames of events.
+
+    The digits are at hand for their own weights; otherwise there is no data but what the user names.
+    """
     if calib_data is None and origin.entry is not None and origin.entry.recipe == "digits":
-        return "digits"
-    if calib_data not in (None, "digits"):
-        list_images(Path(str(calib_data)))
-    return calib_data
+        return "digits", False
+    if calib_data in (None, "digits"):
+        return calib_data, False
+    return calib_data, is_frames(list_samples(Path(str(calib_data)))[0])
 
 
 def _choice_table(choice: dict[str, Any]) -> Any:
@@ -311,7 +321,7 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbos
         "recipe": conversion.recipe,
         "coding": conversion.coding.to_dict(),
         "time_steps": conversion.time_steps,
-        "preprocess": conversion.preprocess.to_dict(),
+        "preprocess": conversion.preprocess and conversion.preprocess.to_dict(),
         "source": conversion.source,
         "layers": conversion.layers,
         "size": output.stat().st_size,
@@ -322,12 +332,13 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbos
     if "choice" in conversion.recipe and not quiet:
         common.console(stderr=True).print(_choice_table(conversion.recipe["choice"]))
     source = conversion.source.get("weights") or conversion.source.get("file")
-    pixels = conversion.preprocess.crop
+    pixels = conversion.preprocess and conversion.preprocess.crop
+    shape = f"{pixels}x{pixels} input" if pixels else "frames of events"
     images = calibration["images"]
     how = f"calibrated on {images} images of {calibration['source']}" if images else "data-free"
     common.say(
         f"{conversion.model} ({source}) -> {conversion.coding}, {conversion.coding.spikes}, T={conversion.time_steps}, "
-        f"{pixels}x{pixels} input, {how}",
+        f"{shape}, {how}",
         quiet,
     )
     if not images:

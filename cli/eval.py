@@ -9,7 +9,7 @@ import typer
 
 from snnzoo.cli import common
 from snnzoo.errors import UsageError
-from snnzoo.evaluation.folders import check_image_folder
+from snnzoo.evaluation.folders import check_class_folders
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that snnzoo convert wrote.")],
-    data: Annotated[str, typer.Option(metavar="DIR|digits", help="Labelled images: one folder a class.")],
+    data: Annotated[
+        str, typer.Option(metavar="DIR|digits", help="Labelled images, or event frames (.npz): one folder a class.")
+    ],
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only N images, drawn at random.")] = None,
     time_steps: Annotated[
         str | None, typer.Option("--time-steps", "-T", metavar="1,2,4", help="Steps to read out after.")
@@ -44,7 +46,7 @@ def evaluate(
     if not file.is_file():
         raise UsageError(f"{file}: no such file; make one with snnzoo convert")
     if data != "digits":
-        check_image_folder(Path(data))
+        check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
     common.check_json(json, force)
 
@@ -56,8 +58,6 @@ def evaluate(
     net, ann = conversion.load_with_ann(file)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
-    if info.preprocess is None:
-        raise UsageError(f"{file} does not say how images are preprocessed: convert with snnzoo convert")
     images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"])
     target = common.torch_device(device)
     with common.progress_bars(quiet) as progress:

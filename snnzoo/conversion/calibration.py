@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.conversion.codings import Coding, accumulate_in_pools, neuron_sites, set_neuron
+from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net, set_step_mode
 from snnzoo.models.resnet import SpikingNet
@@ -113,7 +114,7 @@ def calibrate(
 
     Args:
         ann: ReLU network, single-step, in eval mode.
-        images: calibration images, `[N, C, H, W]`.
+        images: calibration images, `[N, C, H, W]`, or frames of events, `[N, T, C, H, W]`.
         coding: of all neurons.
         fit: chooses the parameters of one site.
         time_steps: T that the network is meant for.
@@ -132,7 +133,8 @@ def calibrate(
     set_step_mode(snn, "m")
     weight = next(ann.parameters())
     images = images[: images_that_fit(ann, images, time_steps)].to(weight.device, weight.dtype)
-    batches = [(x, x.expand(time_steps, *x.shape)) for x in images.split(batch_size)]
+    parts = images.split(batch_size)
+    batches = [(ann_input(part), network_input(part, coding, time_steps)) for part in parts]
     offsets = resting_inputs(ann)
     generator = torch.Generator().manual_seed(seed)
     parameters: Parameters = {}
@@ -165,7 +167,7 @@ def work(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
 def images_that_fit(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
     """How many of `images` can be run with no more than `KEPT_BYTES` kept; at least one batch of 16."""
     weight = next(ann.parameters())
-    x, largest = images[:1].to(weight.device, weight.dtype), 0
+    x, largest = ann_input(images[:1].to(weight.device, weight.dtype)), 0
     with torch.inference_mode():
         for segment in ann.segments().values():
             x = segment(x)

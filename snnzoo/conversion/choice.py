@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snnzoo.conversion.calibration import Parameters, calibrate
 from snnzoo.conversion.codings import Coding, install
+from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.recipes import DeltaRecipe
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
@@ -77,7 +78,7 @@ def choose(
 
     Args:
         ann: ReLU network, single-step, in eval mode; not changed.
-        images: preprocessed, `[N, C, H, W]`, N >= 2.
+        images: preprocessed, `[N, C, H, W]`, N >= 2; or frames of events, `[N, T, C, H, W]`, which settle T.
         tolerance: percentage points of agreement that may be missing to 100.
         progress: called with (done, total, description).
 
@@ -110,7 +111,8 @@ def choose(
         candidates.append(Candidate(time_steps, levels, agreement, events))
         return agreement >= 100 - tolerance
 
-    enough = next((steps for steps in TIME_STEPS if within(steps, LEVELS[-1])), None)
+    all_steps = (images.shape[1],) if has_frames(images) else TIME_STEPS
+    enough = next((steps for steps in all_steps if within(steps, LEVELS[-1])), None)
     if enough is None:
         chosen = max(candidates, key=lambda candidate: candidate.agreement)
     else:
@@ -133,8 +135,8 @@ def both_logits(
     with torch.inference_mode():
         for x in images.to(weight.device, weight.dtype).split(batch_size):
             reset_net(snn)
-            expected.append(ann(x))
-            actual.append(snn(x.expand(time_steps, *x.shape))[-1])
+            expected.append(ann(ann_input(x)))
+            actual.append(snn(network_input(x, coding, time_steps))[-1])
     return torch.cat(expected), torch.cat(actual)
 
 

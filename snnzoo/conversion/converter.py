@@ -15,6 +15,7 @@ from snnzoo.conversion.choice import SEARCH_IMAGES, Choice, Progress, choose, lo
 from snnzoo.conversion.codings import Coding, install
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.inputs import ann_input, has_frames
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models import heads, registry
@@ -51,11 +52,13 @@ def convert(
     Args:
         ann: a torchvision (or our) ResNet or VGG, in any mode, also fine-tuned with a replaced `fc`, wrapped in
             DataParallel or compiled. Not changed.
-        images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader). None
-            converts a ResNet data-free, from the BN statistics: less exact.
+        images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader); or frames of
+            events, `[T, N, C, H, W]`, whose mean over T is what `ann` takes. None converts a ResNet data-free,
+            from the BN statistics: less exact.
         recipe: "delta", "differential", "signed" or "rate", or a `Recipe`; or "auto" for the delta network of the
             fewest steps and levels that agrees with the ANN, option `tolerance=0.5` (see `choose`).
-        time_steps: T that the network is meant for; the recipe's default if None. Not with "auto".
+        time_steps: T that the network is meant for; if None, that of the frames, or the recipe's default. Not
+            with "auto".
         batch_size: of the calibration passes.
         seed: of what calibration samples; fixes the result.
         progress: called with (done, total, description).
@@ -104,13 +107,18 @@ def convert_ann(
     """Turn the ANN that `build_ann` made into a spiking network, in place; arguments as `convert`.
 
     Args:
+        images: samples with the batch first: `[N, C, H, W]`, or frames `[N, T, C, H, W]`.
         calibration_source: where the images are from, for the record.
         choice: how recipe and time steps were chosen, for the record.
         origin: `preprocess`, `classes` and `source` of the `Conversion`.
     """
-    time_steps = recipe.default_time_steps if time_steps is None else time_steps
+    if time_steps is None:
+        frames = images is not None and has_frames(images)
+        time_steps = images.shape[1] if images is not None and frames else recipe.default_time_steps
     if time_steps < 1:
         raise UsageError(f"time_steps must be at least 1, got {time_steps}")
+    if images is not None and has_frames(images) and images.shape[1] != time_steps:
+        raise UsageError(f"the data have {images.shape[1]} frames each, so time_steps must be that, got {time_steps}")
     record = {**recipe.to_dict(), "calibration": {"source": None, "images": 0}}
     if choice is not None:
         record["choice"] = choice.to_dict()
@@ -187,7 +195,7 @@ def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:
     own = build_ann(model, state_dict, name, **kwargs).to(parameter.device, parameter.dtype)
     if images is not None:
         _check_images(own, images)
-        _require_same_outputs(module, own, images[:2].to(parameter.device, parameter.dtype))
+        _require_same_outputs(module, own, ann_input(images[:2].to(parameter.device, parameter.dtype)))
     return own
 
 
@@ -197,24 +205,24 @@ def _oneline(module: nn.Module) -> str:
 
 def _check_images(ann: SpikingNet, images: Tensor) -> None:
     channels = next(ann.parameters()).shape[1]
-    if images.ndim != 4 or len(images) == 0:
-        raise UsageError(f"calibration images must have the shape [N, C, H, W], got {list(images.shape)}")
-    if images.shape[1] != channels:
-        raise UsageError(f"calibration images have {images.shape[1]} channels, but {ann.model_name} takes {channels}")
+    if images.shape[-3] != channels:
+        raise UsageError(f"calibration images have {images.shape[-3]} channels, but {ann.model_name} takes {channels}")
     if not bool(images.isfinite().all()):
         raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")
 
 
 def _collect(images: Tensor | Iterable[Any]) -> Tensor:
-    """`[N, C, H, W]` from a tensor, or from batches of images or of (images, labels)."""
+    """`[N, C, H, W]` from a tensor, or from batches of images or of (images, labels); frames `[N, T, C, H, W]`."""
     if not isinstance(images, Tensor):
         batches = [batch[0] if isinstance(batch, (list, tuple)) else batch for batch in images]
         if not batches:
             raise UsageError("no calibration images were given")
-        images = torch.cat(batches)
-    if images.ndim != 4 or len(images) == 0:
-        raise UsageError(f"calibration images must have the shape [N, C, H, W], got {list(images.shape)}")
-    return images
+        images = torch.cat(batches, dim=1 if has_frames(batches[0]) else 0)
+    if images.ndim not in (4, 5) or images.numel() == 0:
+        raise UsageError(
+            f"calibration images must have the shape [N, C, H, W], or frames [T, N, C, H, W], got {list(images.shape)}"
+        )
+    return images.transpose(0, 1) if has_frames(images) else images
 
 
 def _require_same_outputs(theirs: nn.Module, ours: SpikingNet, images: Tensor) -> None:

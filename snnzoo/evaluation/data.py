@@ -1,4 +1,4 @@
-"""Images to calibrate and evaluate on: ImageFolders, plain folders of images, and the digits."""
+"""Data to calibrate and evaluate on: folders of images or of event frames, with classes or without, and the digits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from snnzoo.digits import Digits
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.evaluation.folders import check_image_folder, list_images
+from snnzoo.evaluation.folders import check_class_folders, is_frames, list_samples
+from snnzoo.evaluation.frames import FrameFiles
 from snnzoo.preprocess import Preprocess
 
 DIGITS = "digits"
@@ -41,10 +42,29 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             raise SnnzooError(f"{path}: cannot read this image: {error}; remove it or replace it") from None
 
 
-def labelled_data(name: str, preprocess: Preprocess, classes: list[str] | None, num_classes: int) -> Dataset:  # type: ignore[type-arg]
-    """The data set `name`: "digits" (held-out part), or a folder in ImageFolder layout.
+def files_data(files: list[Path], labels: list[int], preprocess: Preprocess | None) -> ImageFiles | FrameFiles:
+    """Images or frames from files, all of one kind; frames are not preprocessed.
+
+    Raises:
+        UsageError: for images without a preprocessing.
+    """
+    if is_frames(files[0]):
+        return FrameFiles(files, labels)
+    if preprocess is None:
+        raise UsageError(f"{files[0].parent} has images, but the network was converted for frames of events (.npz)")
+    return ImageFiles(files, labels, preprocess)
+
+
+def labelled_tensors(samples: Tensor, labels: Tensor) -> TensorDataset:
+    """A data set of images `[N, C, H, W]`, or of frames `[T, N, C, H, W]`, and their labels `[N]`."""
+    return TensorDataset(samples.transpose(0, 1) if samples.ndim == 5 else samples, labels)
+
+
+def labelled_data(name: str, preprocess: Preprocess | None, classes: list[str] | None, num_classes: int) -> Dataset:  # type: ignore[type-arg]
+    """The data set `name`: "digits" (held-out part), or a folder in ImageFolder layout, of images or of frames.
 
     Args:
+        preprocess: of images; None if the network was made for frames.
         classes: the network's class names, where they are known; folders are matched by them.
         num_classes: of the network.
 
@@ -52,8 +72,9 @@ def labelled_data(name: str, preprocess: Preprocess, classes: list[str] | None, 
         UsageError: if the folder is not one, or its classes are not the network's.
     """
     if name == DIGITS:
-        return Digits("test", preprocess.transform())
-    folders = check_image_folder(Path(name))
+        return Digits("test", _for_digits(preprocess).transform())
+    folders = check_class_folders(Path(name))
+    list_samples(Path(name))  # of one kind
     if classes and set(folders) <= set(classes):
         index = {folder: classes.index(folder) for folder in folders}
     elif len(folders) == num_classes:
@@ -62,10 +83,16 @@ def labelled_data(name: str, preprocess: Preprocess, classes: list[str] | None, 
         raise UsageError(f"{name} has {len(folders)} class folders, but the network has {num_classes} classes")
     files, labels = [], []
     for folder in folders:
-        images = list_images(Path(name, folder))
-        files += images
-        labels += [index[folder]] * len(images)
-    return ImageFiles(files, labels, preprocess)
+        samples = list_samples(Path(name, folder))
+        files += samples
+        labels += [index[folder]] * len(samples)
+    return files_data(files, labels, preprocess)
+
+
+def _for_digits(preprocess: Preprocess | None) -> Preprocess:
+    if preprocess is None:
+        raise UsageError("the digits are images, but the network was converted for frames of events (.npz)")
+    return preprocess
 
 
 def limited(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:  # type: ignore[type-arg]
@@ -78,23 +105,25 @@ def limited(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:  # type
 
 def calibration_images(
     name: str,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     samples: int,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Tensor:
     """`samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
 
+    Of a folder of frames, `[N, T, C, H, W]`.
+
     Raises:
-        UsageError: if the folder has no images.
-        SnnzooError: naming the file, if an image cannot be read.
+        UsageError: if the folder has no images or frames.
+        SnnzooError: naming the file, if one cannot be read.
     """
     data: Dataset  # type: ignore[type-arg]
     if name == DIGITS:
-        data = Digits("train", preprocess.transform())
+        data = Digits("train", _for_digits(preprocess).transform())
     else:
-        files = list_images(Path(name))
-        data = ImageFiles(files, [0] * len(files), preprocess)
+        files = list_samples(Path(name))
+        data = files_data(files, [0] * len(files), preprocess)
     data = limited(data, samples, seed)
     total = len(data)  # type: ignore[arg-type]
     images = []

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from snnzoo.conversion.file import Conversion
 from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.evaluation.data import labelled_tensors
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.loading import batches
 from snnzoo.evaluation.results import Evaluation
@@ -30,7 +31,7 @@ def check_time_steps(time_steps: Sequence[int]) -> list[int]:
 def evaluate(
     net: SpikingNet,
     ann: SpikingNet,
-    data: Dataset[tuple[Tensor, int]],
+    data: Dataset[tuple[Tensor, int]] | tuple[Tensor, Tensor],
     time_steps: Sequence[int],
     *,
     batch_size: int = 64,
@@ -48,7 +49,8 @@ def evaluate(
     Args:
         net: a converted network (multi-step).
         ann: its ANN (single-step).
-        data: of (image `[C, H, W]`, label).
+        data: of (image `[C, H, W]`, label), or of (frames of events `[T, C, H, W]`, label), whose mean the ANN sees;
+            or two tensors, `[N, C, H, W]` or `[T, N, C, H, W]`, and labels `[N]`.
         time_steps: the T to read out at.
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
@@ -57,16 +59,17 @@ def evaluate(
         notify: called with a line that the user should see.
 
     Raises:
-        UsageError: for T < 1.
+        UsageError: for T < 1, or more than there are frames.
         SnnzooError: if there are no images, or one cannot be read.
     """
     time_steps = check_time_steps(time_steps)
-    total = len(data)  # type: ignore[arg-type]
+    samples: Dataset = labelled_tensors(*data) if isinstance(data, tuple) else data  # type: ignore[type-arg]
+    total = len(samples)  # type: ignore[arg-type]
     if total == 0:
         raise SnnzooError("there are no images to evaluate on")
     runner = Runner(net, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
     tally = Tally.empty(time_steps, _classes(ann))
-    for images, labels in batches(data, batch_size, workers, pin_memory=runner.device.type == "cuda"):
+    for images, labels in batches(samples, batch_size, workers, pin_memory=runner.device.type == "cuda"):
         if not tally.speeds:
             tally.speeds = [runner.images_per_second(images, t) for t in time_steps]
             if error_images:

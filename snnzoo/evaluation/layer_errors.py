@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snnzoo.conversion.codings import neuron_sites
 from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.functional import reset_net
 from snnzoo.models.resnet import SpikingNet
 
@@ -23,7 +24,7 @@ def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: S
     Args:
         net: converted, multi-step.
         ann: its ANN, single-step.
-        images: `[N, C, H, W]`; all activations of the ANN are held, so take a few.
+        images: `[N, C, H, W]`, or frames `[N, T, C, H, W]`; all activations of the ANN are held, so take a few.
         time_steps: T to decode at, ascending.
 
     Returns:
@@ -46,10 +47,10 @@ def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: S
     errors: dict[str, list[float]] = {site: [] for site in sites}
     try:
         with torch.inference_mode():
-            ann(images)
+            ann(ann_input(images))
             reset_net(net)
-            for t in range(1, max(time_steps) + 1):
-                net(images.unsqueeze(0))
+            for t, x in enumerate(network_input(images, net.conversion.coding, max(time_steps)), start=1):
+                net(x.unsqueeze(0))
                 if t in time_steps:
                     for site, total in sums.items():
                         decoded = total / t if mean else total

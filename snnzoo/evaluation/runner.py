@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.inference import prepare_for_inference
@@ -80,20 +82,25 @@ class Runner:
         self.fast = prepare_for_inference(net, dtype=dtype, device=device)
         self.ann = ann.to(device, dtype).eval()
         self.time_steps, self.device, self.dtype = time_steps, torch.device(device), dtype
+        assert isinstance(net.conversion, Conversion)
+        self.coding = net.conversion.coding
         self.meter = ActivityMeter(self.fast.network)
         self.limit = BatchLimit(batch_size, notify)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """For `images [N, C, H, W]`, the ANN's logits `[N, classes]` and the network's `[T, N, classes]`."""
+        """For `images [N, C, H, W]`, the ANN's logits `[N, classes]` and the network's `[T, N, classes]`.
+
+        Or for frames `[N, T, C, H, W]`.
+        """
         expected, logits = zip(*self.limit.run(self._run, images), strict=True)
         return torch.cat(expected), torch.cat(logits, dim=1)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, self.dtype, non_blocking=True)
-        expected = self.ann(images)
+        expected = self.ann(ann_input(images))
         with self.meter:
-            return expected, self.fast(images.expand(self.time_steps, *images.shape))
+            return expected, self.fast(network_input(images, self.coding, self.time_steps))
 
     @torch.inference_mode()
     def images_per_second(self, images: Tensor, time_steps: int) -> float:
@@ -104,7 +111,7 @@ class Runner:
             measured = []
             for _ in range(2):
                 start = time.perf_counter()
-                self.fast.final(part.expand(time_steps, *part.shape))
+                self.fast.final(network_input(part, self.coding, time_steps))
                 if part.is_cuda:
                     torch.cuda.synchronize(part.device)
                 measured.append(time.perf_counter() - start)
