@@ -1,0 +1,120 @@
+"""Networks as one graph of plain PyTorch operators, T steps unrolled: torch.export and ONNX."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import snnzoo
+from snnzoo import ops
+from snnzoo.checkpoints.output import atomic_output
+from snnzoo.conversion.file import Conversion
+from snnzoo.errors import UsageError
+from snnzoo.functional import reset_net
+from snnzoo.models.resnet import SpikingNet
+
+OPSET = 18
+
+
+class Unrolled(nn.Module):
+    """Images `[N, C, H, W]` to the logits after each of T steps, `[T, N, classes]`, from a fresh state."""
+
+    def __init__(self, net: SpikingNet, time_steps: int) -> None:
+        super().__init__()
+        self.net, self.time_steps = net, time_steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        reset_net(self.net)
+        logits = self.net(images.expand(self.time_steps, *images.shape))
+        reset_net(self.net)  # nothing of a run is left, as torch.export demands
+        return logits
+
+
+def export_program(net: SpikingNet, time_steps: int, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """`Unrolled(net, time_steps)` as torch.export sees it, on the CPU in float32, for any number of images.
+
+    A static image passes the stem once, whatever T is.
+
+    Args:
+        net: multi-step, of any coding.
+        time_steps: T.
+        input_shape: of one image, `[C, H, W]`.
+
+    Raises:
+        UsageError: for T < 1.
+    """
+    if time_steps < 1:
+        raise UsageError(f"time_steps must be at least 1, got {time_steps}")
+    module = Unrolled(copy.deepcopy(net).cpu().float(), time_steps).eval()
+    images = torch.zeros(2, *input_shape)  # one image would be taken for a constant
+    with torch.no_grad(), ops.use_backend("reference"):
+        return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def write_pt2(net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...]) -> None:
+    """Write `export_program` for `torch.export.load(path).module()`, with the facts of `metadata` as extra files.
+
+    Raises:
+        UsageError: for T < 1.
+        SnnzooError: if the file cannot be written.
+    """
+    program = export_program(net, time_steps, input_shape)
+    with atomic_output(Path(path)) as temporary:
+        archive = temporary.with_name(temporary.name + ".pt2")  # torch insists on the suffix
+        try:
+            torch.export.save(program, archive, extra_files=metadata(net, time_steps))
+            archive.replace(temporary)
+        finally:
+            archive.unlink(missing_ok=True)
+
+
+def write_onnx(net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...]) -> None:
+    """Write `export_program` as ONNX, `images [N, C, H, W]` to `logits [T, N, classes]`, metadata included.
+
+    Raises:
+        UsageError: for T < 1.
+        SnnzooError: if the file cannot be written.
+    """
+    program = export_program(net, time_steps, input_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what onnxscript deprecates
+        converted: Any = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+        )
+    model = converted.model_proto
+    _name_batch(model.graph)
+    for key, value in metadata(net, time_steps).items():
+        model.metadata_props.add(key=key, value=value)
+    with atomic_output(Path(path)) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the number of images "batch", whatever torch.export calls it."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(rf"\b(\d+\*)?{symbol}\b", r"\1batch", dim.dim_param)
+
+
+def metadata(net: SpikingNet, time_steps: int) -> dict[str, str]:
+    """What a program that runs the graph needs to know: preprocessing and classes as JSON, T, and the source."""
+    facts = {"snnzoo": snnzoo.__version__, "model": getattr(net, "model_name", type(net).__name__)}
+    facts["time_steps"] = str(time_steps)
+    if isinstance(net.conversion, Conversion):
+        record = net.conversion.to_metadata()
+        facts.update({key: record[key] for key in ("coding", "preprocess", "classes", "source")})
+    return facts
