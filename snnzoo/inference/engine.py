@@ -48,7 +48,7 @@ def prepare_for_inference(
 def _cast(network: FoldedNetwork, dtype: torch.dtype) -> None:
     """To `dtype`; neurons and classifier to one with room for sums."""
     precise = {id(m) for part in network.modules() if isinstance(part, FoldedNeuron) for m in part.modules()}
-    precise |= {id(m) for m in network.fc.modules()}
+    precise |= {id(m) for m in network.head.modules()}
     for module in network.modules():
         if next(module.children(), None) is None or isinstance(module, FoldedNeuron):
             module.to(state_dtype(dtype) if id(module) in precise else dtype)
@@ -95,9 +95,9 @@ class InferenceNetwork:
                 return torch.cat([network(piece) for piece in pieces])
             if not network.totals_suffice:
                 return torch.cat([network(piece) for piece in pieces]).mean(0)
-            total = network.features(pieces[0], output="sum")
+            total = network.run(pieces[0], output="sum")
             for piece in pieces[1:]:
-                total = total + network.features(piece, output="sum")
+                total = total + network.run(piece, output="sum")
             return network.classify_total(total, len(x_seq))
         finally:
             reset_net(network)

@@ -18,16 +18,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from snnzoo import ops
 from snnzoo.neuron import ThresholdNode
 
-NEGLIGIBLE = 1e-5  # of the threshold: what is left of an offset is rounding
+NEGLIGIBLE = 1e-5  # so much of an offset, and of the threshold, is rounding
 
 
-def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[nn.Conv2d, Tensor]:
-    """The convolution without bias that does what `conv` and `bn` do, and the bias `[C]` that it lacks, in float64."""
-    fused = fuse_conv_bn_eval(copy.deepcopy(conv).double().eval(), copy.deepcopy(bn).double().eval())
-    assert fused.bias is not None
-    bias = fused.bias.detach()
-    fused.bias = None
-    return fused.requires_grad_(False), bias
+def fold(layer: Any, bn: Any = None) -> tuple[Any, Tensor]:
+    """Of a convolution with its BN, or of a layer alone: the layer without bias, and the bias `[C]`, in float64."""
+    layer = copy.deepcopy(layer).double().eval()
+    if bn is not None:
+        layer = fuse_conv_bn_eval(layer, copy.deepcopy(bn).double().eval())
+    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+    layer.bias = None
+    return layer.requires_grad_(False), bias
 
 
 class FoldedNeuron(nn.Module):
@@ -54,8 +55,8 @@ class FoldedNeuron(nn.Module):
         offset = arguments.get("offset")
         if offset is not None:
             left = offset - bias
-            negligible = bool((left.abs() <= NEGLIGIBLE * torch.as_tensor(node.v_threshold)).all())
-            offset = None if negligible else left
+            scale = torch.as_tensor(offset).abs() + torch.as_tensor(node.v_threshold)
+            offset = None if bool((left.abs() <= NEGLIGIBLE * scale).all()) else left
         self._keep("v_threshold", arguments["v_threshold"])
         self._keep("bias", arguments.get("bias", 0.0) + bias)
         self._keep("offset", 0.0 if offset is None else offset)

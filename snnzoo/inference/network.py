@@ -6,20 +6,26 @@ Each kind of block and network that can be prepared is listed in `_BLOCKS` and `
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from functools import partial
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnzoo.base import StepModule
 from snnzoo.errors import UsageError
-from snnzoo.functional import seq_to_ann_forward
+from snnzoo.functional import reset_net, seq_to_ann_forward
 from snnzoo.inference.folding import FoldedNeuron, fold
 from snnzoo.models.cifar_resnet import CifarResNet, OptionAShortcut
 from snnzoo.models.resnet import BasicBlock, Bottleneck, ResNet, SpikingNet
+from snnzoo.models.sew_resnet import SEWBasicBlock, SEWBottleneck, SEWResNet
+from snnzoo.models.vgg import VGG, Activation
 from snnzoo.neuron import ThresholdNode
 
 
-class FoldedResidualBlock(nn.Module):
+class FoldedBlock(nn.Module):
     """A basic or bottleneck block: convolutions with a neuron each, the identity added before the last neuron."""
 
     def __init__(self, block: nn.Module) -> None:
@@ -27,88 +33,186 @@ class FoldedResidualBlock(nn.Module):
         self.depth = sum(isinstance(child, nn.Conv2d) for child in block.children())
         self.downsample, shortcut_bias = _fold_shortcut(block.downsample)
         for i in range(1, self.depth + 1):
-            conv, bias = fold(block.get_submodule(f"conv{i}"), block.get_submodule(f"bn{i}"))  # type: ignore[arg-type]
+            conv, bias = fold(block.get_submodule(f"conv{i}"), block.get_submodule(f"bn{i}"))
             if i == self.depth and shortcut_bias is not None:
-                bias = bias + shortcut_bias
+                bias = self.place_shortcut_bias(block, bias, shortcut_bias)
             self.add_module(f"conv{i}", conv)
             self.add_module(f"sn{i}", _fold_neuron(block.get_submodule(f"sn{i}"), bias))
 
-    def forward(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
-        """`[T, N, C, H, W] -> [T, N, C', H', W']`, or the sum over time of it."""
-        identity = x_seq if self.downsample is None else seq_to_ann_forward(x_seq, self.downsample)
+    def place_shortcut_bias(self, block: nn.Module, bias: Tensor, shortcut_bias: Tensor) -> Tensor:
+        """The bias of the last neuron, of the last BN's and the shortcut's."""
+        return bias + shortcut_bias
+
+    def shortcut(self, x_seq: Tensor) -> Tensor:
+        return x_seq if self.downsample is None else seq_to_ann_forward(x_seq, self.downsample)
+
+    def current(self, x_seq: Tensor) -> Tensor:
+        """What reaches the last neuron through the convolutions."""
         for i in range(1, self.depth):
             x_seq = self.get_submodule(f"sn{i}")(seq_to_ann_forward(x_seq, self.get_submodule(f"conv{i}")))
-        current = seq_to_ann_forward(x_seq, self.get_submodule(f"conv{self.depth}"))
-        return self.get_submodule(f"sn{self.depth}")(current, residual=identity, output=output)
+        return seq_to_ann_forward(x_seq, self.get_submodule(f"conv{self.depth}"))
+
+    def forward(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
+        """`[T, N, C, H, W] -> [T, N, C', H', W']`, or the sum over time of it."""
+        last = self.get_submodule(f"sn{self.depth}")
+        return last(self.current(x_seq), residual=self.shortcut(x_seq), output=output)
+
+
+class FoldedSEWBlock(FoldedBlock):
+    """A block that joins spikes with spikes, behind its last neuron."""
+
+    def __init__(self, block: SEWBasicBlock | SEWBottleneck) -> None:
+        self.downsample_sn: nn.Module | None
+        super().__init__(block)
+        self.connect = block.connect
+        if self.downsample is None:
+            self.downsample_sn = None
+
+    def place_shortcut_bias(self, block: nn.Module, bias: Tensor, shortcut_bias: Tensor) -> Tensor:
+        self.downsample_sn = _fold_neuron(block.get_submodule("downsample_sn"), shortcut_bias)
+        return bias
+
+    def shortcut(self, x_seq: Tensor) -> Tensor:
+        identity = super().shortcut(x_seq)
+        return identity if self.downsample_sn is None else self.downsample_sn(identity)
+
+    def forward(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
+        spikes = self.get_submodule(f"sn{self.depth}")(self.current(x_seq))
+        joined = self.connect(spikes, self.shortcut(x_seq))
+        return joined.sum(0) if output == "sum" else joined
 
 
 class FoldedNetwork(nn.Module):
-    """What every folded network shares; multi-step, with state from call to call, as the network it was made from."""
+    """What every folded network shares; multi-step, with state from call to call, as the network it was made from.
+
+    Modules are registered in the order in which they run, under the names that they have there.
+    """
 
     readout: nn.Module
 
-    def fold_rest(self, net: SpikingNet) -> None:
-        """Add what comes after the stem: modules are registered in the order in which they run."""
-        for name, child in net.named_children():
-            if name.startswith("layer"):
-                self.add_module(name, nn.Sequential(*(_fold_block(block) for block in child.children())))
-        self.avgpool, self.readout, self.fc = (copy.deepcopy(m).eval() for m in (net.avgpool, net.readout, net.fc))
-        self.requires_grad_(False)
-
-    def stem(self, x_seq: Tensor) -> Tensor:
-        """From the image to the first neuron's output."""
+    def run(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
+        """From the image to the last neuron's output, `[T, N, ...]`, or its sum over time."""
         raise NotImplementedError
 
-    def features(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
-        """From the image to the last neuron's output, `[T, N, C, H, W]`, or its sum over time."""
-        stages = (module for name, module in self.named_children() if name.startswith("layer"))
-        *blocks, last = (block for stage in stages for block in stage.children())
-        x_seq = self.stem(x_seq)
-        for block in blocks:
-            x_seq = block(x_seq)
-        return last(x_seq, output=output)
+    def pool(self, x: Tensor) -> Tensor:
+        """What is read out of the last neuron's output, `[N, ...] -> [N, features]`."""
+        raise NotImplementedError
+
+    @property
+    def head(self) -> nn.Module:
+        """What follows the readout."""
+        raise NotImplementedError
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, H, W] -> [T, N, classes]`."""
-        pooled = seq_to_ann_forward(self.features(x_seq), self.avgpool).flatten(-3)
-        return seq_to_ann_forward(self.readout(pooled.to(self.head_dtype)), self.fc)
+        y_seq = self.run(x_seq)
+        pooled = self.pool(y_seq.flatten(0, 1)).unflatten(0, y_seq.shape[:2])
+        return seq_to_ann_forward(self.readout(pooled.to(self.head_dtype)), self.head)
 
     def classify_total(self, total: Tensor, time_steps: int) -> Tensor:
-        """Logits `[N, classes]` from the last neuron's outputs, summed over `time_steps`: `[N, C, H, W]`."""
-        pooled = self.avgpool(total).flatten(-3).to(self.head_dtype)
-        return self.fc(pooled if getattr(self.readout, "kind", "mean") == "sum" else pooled / time_steps)
+        """Logits `[N, classes]` from the last neuron's outputs, summed over `time_steps`: `[N, ...]`."""
+        pooled = self.pool(total).to(self.head_dtype)
+        return self.head(pooled if getattr(self.readout, "kind", "mean") == "sum" else pooled / time_steps)
 
     @property
     def totals_suffice(self) -> bool:
         """Whether the last readout depends on the sum over time alone."""
-        return not isinstance(self.readout, nn.Identity) or isinstance(self.fc, nn.Linear)
+        return not isinstance(self.readout, nn.Identity) or isinstance(self.head, nn.Linear)
 
     @property
     def head_dtype(self) -> torch.dtype:
-        return next(self.fc.parameters()).dtype
+        return next(self.head.parameters()).dtype
 
 
 class FoldedResNet(FoldedNetwork):
-    """torchvision's ResNet and those for CIFAR, which have no max pool."""
+    """torchvision's ResNet, and those for CIFAR, which have no max pool."""
 
     def __init__(self, net: ResNet | CifarResNet) -> None:
         super().__init__()
         self.conv1, bias = fold(net.conv1, net.bn1)
         self.maxpool = copy.deepcopy(getattr(net, "maxpool", nn.Identity()))
         self.sn1 = _fold_neuron(net.sn1, bias)
-        self.fold_rest(net)
+        self.blocks: list[nn.Module] = []
+        for name, child in net.named_children():
+            if name.startswith("layer"):
+                stage = nn.Sequential(*(_fold_block(block) for block in child.children()))
+                self.add_module(name, stage)
+                self.blocks += stage
+        self.avgpool, self.readout, self.fc = (copy.deepcopy(m) for m in (net.avgpool, net.readout, net.fc))
 
     def stem(self, x_seq: Tensor) -> Tensor:
+        """From the image to the first neuron's output."""
         # the maximum of x + bias is that of x, plus bias: the neuron adds it after the pool
         return self.sn1(seq_to_ann_forward(x_seq, [self.conv1, self.maxpool]))
 
+    def run(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
+        x_seq = self.stem(x_seq)
+        for block in self.blocks[:-1]:
+            x_seq = block(x_seq)
+        return self.blocks[-1](x_seq, output=output)
 
-_BLOCKS: dict[type, Any] = {BasicBlock: FoldedResidualBlock, Bottleneck: FoldedResidualBlock}
-_NETWORKS: dict[type, Any] = {ResNet: FoldedResNet, CifarResNet: FoldedResNet}
+    def pool(self, x: Tensor) -> Tensor:
+        return self.avgpool(x).flatten(1)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.fc
+
+
+class FoldedSEWResNet(FoldedResNet):
+    """The max pool is behind the stem's neuron."""
+
+    def stem(self, x_seq: Tensor) -> Tensor:
+        return seq_to_ann_forward(self.sn1(seq_to_ann_forward(x_seq, self.conv1)), self.maxpool)
+
+
+class FoldedVGG(FoldedNetwork):
+    """Pools before a neuron commute with the bias that it adds; so do pools of sums."""
+
+    def __init__(self, net: VGG) -> None:
+        super().__init__()
+        self.features, self.avgpool = _fold_chain(net.features), copy.deepcopy(net.avgpool)
+        self.readout, self.classifier = copy.deepcopy(net.readout), _fold_chain(net.classifier[:-1])
+        self.classifier.append(copy.deepcopy(net.classifier[-1]))
+        starts = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        self.units = [range(*ends) for ends in pairwise([*starts, len(self.features)])]
+
+    def run(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
+        for unit in self.units:
+            layers = [self.features[i] for i in unit]
+            for layer in sorted(layers, key=lambda layer: isinstance(layer, Activation)):  # the neuron last
+                x_seq = (
+                    layer(x_seq) if isinstance(layer, (StepModule, Activation)) else seq_to_ann_forward(x_seq, layer)
+                )
+        x_seq = seq_to_ann_forward(x_seq, self.avgpool).flatten(-3)
+        hidden = self.classifier[1](seq_to_ann_forward(x_seq, self.classifier[0]))
+        hidden = self.classifier[4](seq_to_ann_forward(hidden, self.classifier[3]))
+        return hidden.sum(0) if output == "sum" else hidden
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x
+
+    @property
+    def head(self) -> nn.Module:
+        return self.classifier[-1]
+
+
+_BLOCKS: dict[type, Any] = {
+    BasicBlock: FoldedBlock,
+    Bottleneck: FoldedBlock,
+    SEWBasicBlock: FoldedSEWBlock,
+    SEWBottleneck: FoldedSEWBlock,
+}
+_NETWORKS: dict[type, Any] = {
+    ResNet: FoldedResNet,
+    CifarResNet: FoldedResNet,
+    SEWResNet: FoldedSEWResNet,
+    VGG: FoldedVGG,
+}
 
 
 def fold_network(net: SpikingNet) -> FoldedNetwork:
-    """The folded form of a network, in float64 on its device; `net` is not changed.
+    """The folded form of a network, in float64 on its device, from a fresh state; `net` is not changed.
 
     Raises:
         UsageError: for a network, block or neuron that has no folded form.
@@ -117,13 +221,28 @@ def fold_network(net: SpikingNet) -> FoldedNetwork:
         raise _unknown("network", net, _NETWORKS)
     with torch.no_grad():
         folded: FoldedNetwork = _NETWORKS[type(net)](net)
-        return folded.eval()
+    reset_net(folded)
+    return folded.eval().requires_grad_(False)
 
 
 def _fold_block(block: nn.Module) -> nn.Module:
     if type(block) not in _BLOCKS:
         raise _unknown("block", block, _BLOCKS)
     return _BLOCKS[type(block)](block)
+
+
+def _fold_chain(layers: Iterable[nn.Module]) -> nn.Sequential:
+    """Layers in a row, each under its old number; where a BN was is an identity."""
+    layers, chain, bias = list(layers), nn.Sequential(), torch.zeros(())
+    for layer, after in zip_longest(layers, layers[1:]):
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer, bias = fold(layer, after if isinstance(after, nn.BatchNorm2d) else None)
+        elif isinstance(layer, Activation):
+            layer = Activation(partial(_fold_neuron, layer.sn, bias))
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer = nn.Identity()
+        chain.append(copy.deepcopy(layer))
+    return chain
 
 
 def _fold_neuron(node: nn.Module, bias: Tensor) -> FoldedNeuron:
@@ -137,7 +256,7 @@ def _fold_shortcut(shortcut: Any) -> tuple[nn.Module | None, Tensor | None]:
     if shortcut is None:
         return None, None
     if isinstance(shortcut, OptionAShortcut):
-        return copy.deepcopy(shortcut).eval(), None
+        return copy.deepcopy(shortcut), None
     conv, bias = fold(*shortcut)
     return nn.Sequential(conv), bias
 

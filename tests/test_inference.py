@@ -1,0 +1,250 @@
+"""The fast form against the network it was made from: float64, random BN statistics, every builder and coding."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo import functional, neuron, prepare_for_inference
+from snnzoo.conversion import codings
+from snnzoo.conversion.calibration import resting_inputs
+from snnzoo.conversion.codings import neuron_sites
+from snnzoo.errors import UsageError
+from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.inference import engine
+from snnzoo.models.registry import MODELS
+
+QUICK = [name for name in MODELS if not re.search(r"101|152|1202|wide", name)]  # the others are among the slow tests
+RECIPES = ("delta", "differential", "signed", "rate")
+
+
+def arguments_of(name):
+    return {"num_classes": 5, **({"hidden_features": 16} if name.startswith("vgg") else {})}
+
+
+def images(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def trained(name, kind="if", **kwargs):
+    torch.manual_seed(0)
+    net = snnzoo.create_model(name, neuron=kind, **{**arguments_of(name), **kwargs})
+    return shake_batch_norm(net).double().eval()
+
+
+def converted(name, recipe="delta", **kwargs):
+    """As conversion leaves it, but with thresholds and biases drawn at random."""
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(0)
+    net = snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", **{**arguments_of(name), **kwargs})
+    net = shake_batch_norm(net).double().eval()
+    parameters = {
+        site: {
+            "v_threshold": torch.rand(len(offset), generator=generator, dtype=torch.float64) + 0.1,
+            "bias": torch.randn(len(offset), generator=generator, dtype=torch.float64) * 0.1,
+            "offset": offset,
+        }
+        for site, offset in resting_inputs(net).items()
+    }
+    codings.install(net, codings.CODINGS[recipe](), parameters)
+    return net
+
+
+def expected(net, x_seq):
+    functional.reset_net(net)
+    with torch.inference_mode():
+        logits = net(x_seq)
+    functional.reset_net(net)
+    return logits
+
+
+def assert_equals(net, x_seq):
+    """The fast form's logits, and that they are no trivial ones."""
+    want, fast = expected(net, x_seq), prepare_for_inference(net)
+    torch.testing.assert_close(fast(x_seq), want, rtol=1e-9, atol=1e-9)
+    last = want.mean(0) if isinstance(net.readout, nn.Identity) else want[-1]
+    torch.testing.assert_close(fast.final(x_seq), last, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_builders_give_the_logits_of_the_network(name):
+    x = images(1, 3, 32, 32)
+    assert_equals(trained(name), x.expand(2, *x.shape))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "vgg11_bn"])
+def test_every_coding_gives_the_logits_of_the_network(name, recipe):
+    net, x = converted(name, recipe), images(2, 3, 32, 32)
+    assert_equals(net, x.expand(3, *x.shape))
+    assert_equals(net, images(3, 2, 3, 32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.convertible])
+def test_every_builder_and_coding_gives_the_logits_of_the_network(name, recipe):
+    net, x = converted(name, recipe), images(2, 3, 32, 32)
+    assert_equals(net, x.expand(3, *x.shape))
+    assert_equals(net, images(3, 2, 3, 32, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["if", "lif", "plif"])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_builder_and_classic_neuron_gives_the_logits_of_the_network(name, kind):
+    assert_equals(trained(name, kind), images(3, 2, 3, 32, 32))
+
+
+def per_channel_soft_reset():
+    return neuron.IFNode(torch.rand(64).add(0.3), v_reset=None)
+
+
+class HalvedNode(neuron.IFNode):
+    def charge(self, v, x):
+        return v + 0.5 * x
+
+
+NEURONS = {
+    "lif": "lif",
+    "plif": "plif",
+    "soft reset": lambda: neuron.IFNode(v_reset=None),
+    "lif at rest elsewhere": lambda: neuron.LIFNode(3.0, decay_input=False, v_reset=-0.2, v_threshold=0.7),
+    "a charge of one's own": HalvedNode,
+}
+
+
+@pytest.mark.parametrize("kind", list(NEURONS))
+def test_classic_neurons_give_the_logits_of_the_network(kind):
+    assert_equals(trained("resnet20", NEURONS[kind]), images(3, 2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("connect", ["AND", "IAND"])
+def test_spikes_are_joined_as_in_the_network(connect):
+    assert_equals(trained("sew_resnet18", connect=connect), images(3, 2, 3, 32, 32))
+
+
+def test_shortcuts_of_option_b_give_the_logits_of_the_network():
+    assert_equals(converted("resnet20", option="B"), images(3, 2, 3, 32, 32))
+
+
+HEAD = [["Linear", 64, 6, True], ["ReLU"], ["Dropout", 0.5], ["Linear", 6, 5, False]]
+
+
+@pytest.mark.parametrize("make", [trained, converted])
+def test_a_head_of_several_layers_gives_the_logits_of_the_network(make):
+    kwargs = {"head": HEAD}
+    assert_equals(make("resnet20", **kwargs), images(3, 2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("make", [trained, converted])
+def test_a_sequence_longer_than_a_piece_is_read_out_as_one(make):
+    x = images(2, 3, 32, 32)
+    assert_equals(make("resnet20"), x.expand(2 * engine.STEPS_AT_ONCE + 1, *x.shape))
+    assert_equals(make("vgg11_bn"), images(engine.STEPS_AT_ONCE + 1, 1, 3, 32, 32))
+
+
+def test_each_call_starts_anew_and_leaves_no_state():
+    fast, x_seq = prepare_for_inference(converted("resnet20")), images(3, 2, 3, 32, 32)
+    first = fast(x_seq)
+    fast.final(images(2, 1, 3, 32, 32))
+    assert torch.equal(fast(x_seq), first)
+    sites = [fast.network.get_submodule(site) for site in neuron_sites(fast.network)]
+    assert all(site.state is None and site.t == 0 for site in sites)
+
+
+def test_a_call_that_fails_leaves_no_state():
+    fast = prepare_for_inference(trained("resnet20"))
+    with pytest.raises(RuntimeError):
+        fast(images(2, 1, 4, 32, 32))
+    want = expected(trained("resnet20"), images(2, 1, 3, 32, 32))
+    torch.testing.assert_close(fast(images(2, 1, 3, 32, 32)), want)
+
+
+def test_the_network_is_not_changed():
+    net, x_seq = converted("vgg11_bn"), images(3, 2, 3, 32, 32)
+    net(x_seq)  # leaves state
+    state, held = copy.deepcopy(net.state_dict()), net.features[2].sn.m.clone()
+    fast = prepare_for_inference(net, dtype=torch.float32)
+    fast(x_seq)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert torch.equal(net.features[2].sn.m, held)
+    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in fast.network.parameters()}
+
+
+def test_the_input_is_not_changed():
+    x_seq = images(2, 1, 3, 32, 32)
+    before = x_seq.clone()
+    prepare_for_inference(trained("resnet20"))(x_seq)
+    assert torch.equal(x_seq, before)
+
+
+def test_offsets_disappear_where_bn_is_folded():
+    net = converted("resnet18").float()  # offsets are rounded apart from BN then
+    fast = prepare_for_inference(net)
+    sites = [fast.network.get_submodule(site) for site in neuron_sites(fast.network)]
+    assert all(site.offset == 0.0 for site in sites)
+    assert len(sites) == len(neuron_sites(net)) == 17
+
+
+def test_an_offset_of_ones_own_is_kept():
+    net = converted("resnet20")
+    net.layer2[0].sn1.offset += 0.3
+    assert_equals(net, images(3, 2, 3, 32, 32))
+
+
+def test_a_static_image_passes_the_stem_once():
+    fast, shapes = prepare_for_inference(trained("resnet18")), []
+    fast.network.conv1.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[0]))
+    x = images(2, 3, 32, 32)
+    fast(x.expand(4, *x.shape))
+    fast(x.repeat(4, 1, 1, 1, 1))
+    assert shapes == [2, 8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_neurons_and_classifier_stay_float32(dtype):
+    fast = prepare_for_inference(converted("resnet20"), dtype=dtype)
+    seen = []
+    fast.network.layer1[0].conv1.register_forward_hook(lambda _, inputs, y: seen.append((inputs[0].dtype, y.dtype)))
+    logits = fast(images(2, 1, 3, 32, 32))
+    assert seen == [(dtype, dtype)]
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+    assert {fast.network.sn1.v_threshold.dtype, fast.network.sn1.bias.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("make", [trained, converted])
+def test_activity_of_the_fast_form_equals_that_of_the_network(make):
+    net, x_seq = make("resnet18"), images(3, 2, 3, 32, 32)
+    fast = prepare_for_inference(net)
+    meters = ActivityMeter(net), ActivityMeter(fast.network)
+    with meters[0]:
+        expected(net, x_seq)
+    with meters[1]:
+        fast(x_seq)
+    want, got = (meter.activity for meter in meters)
+    assert got.events == want.events
+    assert got.operations == want.operations
+    assert got.neurons == want.neurons
+    assert got.dense == want.dense
+
+
+def test_what_has_no_fast_form_is_named():
+    class OtherNet(type(trained("resnet20"))):
+        pass
+
+    with pytest.raises(UsageError, match=r"network OtherNet.*run the network itself"):
+        prepare_for_inference(OtherNet(3, neuron=neuron.IFNode))
+    with pytest.raises(UsageError, match="neuron ReLU"):
+        prepare_for_inference(snnzoo.create_model("resnet20", neuron=nn.ReLU))
+    net = trained("resnet20")
+    net.layer1[0] = nn.Identity()
+    with pytest.raises(UsageError, match="block Identity"):
+        prepare_for_inference(net)
+    with pytest.raises(ValueError, match=r"\[T, N, C, H, W\], got \[1, 3, 32, 32\]"):
+        prepare_for_inference(trained("resnet20"))(images(1, 3, 32, 32))
