@@ -120,7 +120,7 @@ def test_list_as_json_has_every_field_of_every_weights_set(run):
 
 def test_a_pattern_selects_models(run):
     names = [model["name"] for model in json.loads(run("list", "*101*", "--json", "-")[1])["models"]]
-    assert names == ["resnet101", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"]
+    assert names == ["resnet101", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2", "sew_resnet101"]
 
 
 def test_what_is_in_the_cache_is_shown_as_cached(run, cache):
@@ -229,7 +229,7 @@ def test_they_do_not_import_torch(command):
 MISTAKES = {
     "unknown model": (["info", "resnet81"], 2, "unknown model 'resnet81': did you mean resnet18"),
     "unknown weights": (["info", "resnet18.digit"], 2, "resnet18 has no weights called 'digit': did you mean digits?"),
-    "no model matches": (["list", "vgg*"], 2, "no model matches 'vgg*': snnzoo list shows all"),
+    "no model matches": (["list", "vit*"], 2, "no model matches 'vit*': snnzoo list shows all"),
     "no name": (["info"], 2, "Missing argument"),
     "no such manifest": (["list", "--manifest", "nowhere.yaml"], 2, "nowhere.yaml"),
     "malformed manifest": (["list", "--manifest", "bad.yaml"], 1, "bad.yaml: entry 1: field 'model' is missing"),

@@ -17,8 +17,9 @@ PACKAGED = load_manifest()
 TORCHVISION = [
     (model, weights)
     for model, spec in MODELS.items()
-    if spec.module == "snnzoo.models.resnet"
+    if spec.network in ("ResNet", "VGG")
     for weights in torchvision.models.get_model_weights(model)
+    if weights.name != "IMAGENET1K_FEATURES"  # of vgg16: has no classifier
 ]
 GOOD = {
     "model": "resnet18",
@@ -84,7 +85,7 @@ def test_every_torchvision_weights_set_is_there_as_torchvision_describes_it(mode
 
 def test_the_package_has_torchvisions_sets_six_of_akamaster_and_digits_and_no_other():
     expected = {f"{model}.{weights.name}" for model, weights in TORCHVISION}
-    assert len(expected) == 17
+    assert len(expected) == 25
     expected |= {f"resnet{depth}.CIFAR10" for depth in (20, 32, 44, 56, 110, 1202)} | {"resnet18.digits"}
     assert {entry.tag for entry in PACKAGED} == expected
 
@@ -101,7 +102,7 @@ def test_akamasters_entries_are_ten_class_files_whose_name_holds_the_start_of_th
 
 def test_every_model_of_the_package_has_exactly_one_default():
     assert sorted(entry.model for entry in PACKAGED if entry.default) == sorted({entry.model for entry in PACKAGED})
-    assert {entry.model for entry in PACKAGED} == set(MODELS)
+    assert {entry.model for entry in PACKAGED} == {name for name, spec in MODELS.items() if spec.convertible}
 
 
 # -- The schema --------------------------------------------------------------------------------------------------------
