@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -61,11 +62,16 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """Text out of a file or a file's name, without what a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_error(message: str) -> None:
     """One line on standard error."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble(("Error: ", "bold red"), message))
+    console(stderr=True).print(Text.assemble(("Error: ", "bold red"), printable(message)))
 
 
 @contextlib.contextmanager
@@ -96,7 +102,7 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 def say(message: str, quiet: bool) -> None:
     """A message for people, on standard error, so that standard output stays the result."""
     if not quiet:
-        console(stderr=True).print(message, markup=False)
+        console(stderr=True).print(printable(message), markup=False)
 
 
 def check_json(target: str | None, force: bool) -> None:
@@ -136,6 +142,13 @@ def check_device_and_dtype(device: str, dtype: str) -> None:
     """Check the names, without importing torch."""
     check_choice("--dtype", dtype, DTYPES)
     check_choice("--device", device.partition(":")[0], DEVICES)
+
+
+def check_installed(option: str, modules: tuple[str, ...], extra: str) -> None:
+    """A UsageError that says what to install, unless all `modules` are there."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{option} needs {' and '.join(missing)}: pip install 'snnzoo[{extra}]'")
 
 
 def torch_device(name: str) -> torch.device:

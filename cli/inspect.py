@@ -16,7 +16,10 @@ _SHOWN = 8
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .th, .bin, .ckpt or .safetensors file.", exists=True)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A .pt, .pth, .th, .bin, .ckpt, .safetensors or .index.json file.", exists=True
+        ),
     ],
     layout: common.LayoutOption = None,
     json: common.JsonOption = None,
@@ -39,7 +42,7 @@ def inspect(
     report = inspect_checkpoint(file, layout)
     if not common.write_json(json, report):
         for name, text in _facts(report):
-            common.console().print(f"{name:<10}  {text}", markup=False)
+            common.console().print(f"{name:<10}  {common.printable(text)}", markup=False)
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:

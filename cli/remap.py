@@ -20,7 +20,10 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt")
 
 def remap(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .th, .bin, .ckpt or .safetensors file.", exists=True)
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A .pt, .pth, .th, .bin, .ckpt, .safetensors or .index.json file.", exists=True
+        ),
     ],
     to: Annotated[str, typer.Option(metavar="LAYOUT", help="torchvision, timm, huggingface, mmpretrain ...")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="File to write, .safetensors or .pth.")],

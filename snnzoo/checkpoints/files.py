@@ -121,17 +121,31 @@ def _read_pickled(path: Path, kind: str) -> Any:
                 "was written by PyTorch before 0.1.10, and is not read, because loading that could run any code: "
                 "if you trust it, load it with torch.load(weights_only=False) and save it again"
             )
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
             (check_zip if kind == "zip" else check_legacy)(file, size)
-        with warnings.catch_warnings():
+            file.seek(0)
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+            source: Any = path if kind == "zip" and _can_be_mapped(path) else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"refused by torch.load(weights_only=True): {_one_line(error)}") from error
     except Exception as error:  # of torch's readers, which have no error of their own
         raise CheckpointError(f"not a checkpoint, or damaged: {_one_line(error)}") from error
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether torch.load takes that path for a file of its own format, and can open it in C++."""
+    return path.suffix != ".safetensors" and _is_utf8(path)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_shard(path: Path) -> Mapping[str, Tensor]:
@@ -154,7 +168,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         size = path.stat().st_size
         with path.open("rb") as stream:
             if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
-                raise CheckpointError(f"its header is beyond {MAX_TEXT:,} bytes")
+                raise CheckpointError(f"not a safetensors file: its header is beyond {MAX_TEXT:,} bytes")
+        if not _is_utf8(path):
+            raise CheckpointError("its name is not UTF-8, which the safetensors library needs: rename it")
         claims = Claims(size)
         tensors = {}
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -164,7 +180,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 claims.add(value.shape, value.element_size())
             return tensors, dict(file.metadata() or {})
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # beyond SafetensorError, what the types it does not know raise
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {_one_line(error)}") from error
 

@@ -6,6 +6,7 @@ file may be is refused, so that nothing inflates, and what is checked here is wh
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zipfile
 from typing import Any, BinaryIO
@@ -61,8 +62,8 @@ def _members(file: BinaryIO, file_size: int) -> dict[str, tuple[int, int]]:
     if len({info.filename.lower() for info in infos}) < len(infos) or len({*map(_folder, infos)}) > 1:
         raise CheckpointError("its zip directory has members twice: get the file again")  # torch ignores case
     members = {name: _place(file, info, directory) for name, info in zip(names, infos, strict=True)}
-    if sum(size for _, size in members.values()) > file_size:
-        raise CheckpointError("its members claim more bytes than the file has: get it again")
+    if any(start + size > after for (start, size), (after, _) in itertools.pairwise(sorted(members.values()))):
+        raise CheckpointError("its members overlap: get the file again")
     return members
 
 
