@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from snnzoo.functional import reset_net
 from snnzoo.inference.folding import FoldedNeuron
+from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.network import FoldedNetwork, fold_network
 from snnzoo.models.resnet import SpikingNet
 from snnzoo.ops.spec import state_dtype
@@ -20,6 +23,8 @@ def prepare_for_inference(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     memory_format: torch.memory_format = torch.channels_last,
+    cuda_graph: bool = True,
+    compile: bool = False,
 ) -> InferenceNetwork:
     """A network's fast form for evaluation mode. The network itself is not changed.
 
@@ -30,6 +35,8 @@ def prepare_for_inference(
         dtype: of weights and activations, the network's if None. Neurons and the classifier stay float32 or better.
         device: the network's if None.
         memory_format: of images and activations; `torch.channels_last` is the fastest nearly everywhere.
+        cuda_graph: on a CUDA device, record a graph for each shape of input, at the first call with it.
+        compile: pass the network through `torch.compile`, which takes minutes at the first call.
 
     Raises:
         UsageError: for a network, block or neuron that has no fast form.
@@ -42,7 +49,11 @@ def prepare_for_inference(
     dtype, device = dtype or weight.dtype, torch.device(device or weight.device)
     network = fold_network(net)
     _cast(network, dtype)
-    return InferenceNetwork(network.to(device).to(memory_format=memory_format), dtype, device, memory_format)
+    network = network.to(device).to(memory_format=memory_format)
+    if compile:
+        network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
+    graphs = GraphCache() if cuda_graph and device.type == "cuda" else None
+    return InferenceNetwork(network, dtype, device, memory_format, graphs)
 
 
 def _cast(network: FoldedNetwork, dtype: torch.dtype) -> None:
@@ -58,15 +69,21 @@ class InferenceNetwork:
     """What `prepare_for_inference` makes. Each call starts at t = 0, and leaves no state behind.
 
     `network` is the folded network itself, a module with the module names of the original: it keeps state from
-    call to call, and hooks on it see every layer.
+    call to call. While it has hooks, they see every layer: it then runs without a CUDA graph.
     """
 
     def __init__(
-        self, network: FoldedNetwork, dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
+        self,
+        network: FoldedNetwork,
+        dtype: torch.dtype,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        graphs: GraphCache | None,
     ) -> None:
         self.network, self.dtype, self.device, self.memory_format = network, dtype, device, memory_format
+        self._graphs = graphs
+        self._neurons = [module for module in network.modules() if isinstance(module, FoldedNeuron)]
 
-    @torch.inference_mode()
     def __call__(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, H, W] -> [T, N, classes]`: the logits of the network, after each step.
 
@@ -76,40 +93,59 @@ class InferenceNetwork:
         Raises:
             ValueError: if the input has another shape.
         """
-        return self._run(self._prepared_input(x_seq), final=False)
+        return self._run(x_seq, self._after_each_step)
 
-    @torch.inference_mode()
     def final(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, H, W] -> [N, classes]`: the readout of all T steps, without those before.
 
         Of a converted network, the logits after the last step; of one with a readout of each step, their mean.
         It is faster: the last neurons' outputs are summed up as they come, then pooled and classified once.
         """
-        return self._run(self._prepared_input(x_seq), final=True)
+        return self._run(x_seq, self._after_all_steps)
 
-    def _run(self, x_seq: Tensor, *, final: bool) -> Tensor:
-        network, pieces = self.network, x_seq.split(STEPS_AT_ONCE)
-        reset_net(network)
-        try:
-            if not final:
-                return torch.cat([network(piece) for piece in pieces])
-            if not network.totals_suffice:
-                return torch.cat([network(piece) for piece in pieces]).mean(0)
-            total = network.run(pieces[0], output="sum")
-            for piece in pieces[1:]:
-                total = total + network.run(piece, output="sum")
-            return network.classify_total(total, len(x_seq))
-        finally:
-            reset_net(network)
-
-    def _prepared_input(self, x_seq: Tensor) -> Tensor:
-        """On the device, in dtype and memory format; a static image stays one image."""
+    @torch.inference_mode()
+    def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim != 5:
             raise ValueError(f"the network needs an input of shape [T, N, C, H, W], got {list(x_seq.shape)}")
-        static = x_seq.stride(0) == 0
-        images = (x_seq[:1] if static else x_seq).flatten(0, 1).to(self.device, self.dtype, non_blocking=True)
+        time_steps = len(x_seq)
+        if x_seq.stride(0) == 0:  # a static image stays one image
+            x_seq = x_seq[:1]
+        images = x_seq.flatten(0, 1).to(self.device, self.dtype, non_blocking=True)
         images = images.contiguous(memory_format=self.memory_format)
-        return images.unflatten(0, (-1, x_seq.shape[1])).expand(x_seq.shape)
+        batch = x_seq.shape[1]
+
+        def run(images: Tensor) -> Tensor:
+            x_seq = images.unflatten(0, (-1, batch))
+            self._reset(keeps_state=time_steps > STEPS_AT_ONCE)
+            try:
+                return readout(x_seq.expand(time_steps, *x_seq.shape[1:]))
+            finally:
+                self._reset(keeps_state=True)
+
+        if self._graphs is None or _has_hooks(self.network):
+            return run(images)
+        return self._graphs.run((images.shape, time_steps, readout.__name__), run, images)
+
+    def _reset(self, *, keeps_state: bool) -> None:
+        reset_net(self.network)
+        for neuron in self._neurons:
+            neuron.keeps_state = keeps_state
+
+    def _after_each_step(self, x_seq: Tensor) -> Tensor:
+        return torch.cat([self.network(piece) for piece in x_seq.split(STEPS_AT_ONCE)])
+
+    def _after_all_steps(self, x_seq: Tensor) -> Tensor:
+        if not self.network.totals_suffice:
+            return self._after_each_step(x_seq).mean(0)
+        first, *others = x_seq.split(STEPS_AT_ONCE)
+        total = self.network.run(first, output="sum")
+        for piece in others:
+            total = total + self.network.run(piece, output="sum")
+        return self.network.classify_total(total, len(x_seq))
 
     def __repr__(self) -> str:
-        return f"InferenceNetwork({self.dtype}, {self.device}, {self.memory_format})"
+        return f"InferenceNetwork({type(self.network).__name__}, {self.dtype}, {self.device}, {self.memory_format})"
+
+
+def _has_hooks(network: FoldedNetwork) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

@@ -34,8 +34,9 @@ def fold(layer: Any, bn: Any = None) -> tuple[Any, Tensor]:
 class FoldedNeuron(nn.Module):
     """A neuron with the biases of everything before it, folded into one; `step_mode="m"`.
 
-    Its state goes on from call to call until `reset`, as that of any neuron. Its parameters are float32 or
-    better, whatever the dtype of the network.
+    Its state goes on from call to call until `reset`, as that of any neuron, unless `keeps_state` is set to False.
+    Its parameters are float32 or better, whatever the dtype of the network. Its output takes the place of its
+    input in memory.
 
     Args:
         node: the neuron as it is in the unfolded network. Not changed.
@@ -45,6 +46,7 @@ class FoldedNeuron(nn.Module):
     v_threshold: float | Tensor
     bias: float | Tensor
     offset: float | Tensor
+    keeps_state = True
 
     def __init__(self, node: ThresholdNode, bias: Tensor) -> None:
         super().__init__()
@@ -86,8 +88,10 @@ class FoldedNeuron(nn.Module):
             t=self.t,
             output=output,
             payload=self.payload,
+            keep_state=self.keeps_state,
+            out=None if output == "sum" or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
         )
-        self.state = result.state
+        self.state = result.state or None
         self.t += len(x_seq)
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
