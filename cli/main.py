@@ -9,10 +9,12 @@ import typer
 
 import snnzoo
 from snnzoo.cli import common
+from snnzoo.cli.bench import bench
 from snnzoo.cli.convert import convert
 from snnzoo.cli.demo import demo
 from snnzoo.cli.download import download
 from snnzoo.cli.eval import evaluate
+from snnzoo.cli.export import export
 from snnzoo.cli.info import info
 from snnzoo.cli.inspect import inspect
 from snnzoo.cli.list import list_command
@@ -32,8 +34,10 @@ app.command("info")(info)
 app.command("download")(download)
 app.command("convert")(convert)
 app.command("eval")(evaluate)
+app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("remap")(remap)
+app.command("bench")(bench)
 app.command("demo")(demo)
 
 
