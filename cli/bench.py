@@ -1,0 +1,206 @@
+"""`snnzoo bench`: how fast a network runs, beside its ANN and beside itself unprepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snnzoo.cli import common
+from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.models.registry import MODELS, model_spec
+
+if TYPE_CHECKING:
+    import torch
+    from rich.table import Table
+    from torch import nn
+
+    from snnzoo.models.resnet import SpikingNet
+
+CONTENDERS = {
+    "fast": "fast form",
+    "fast_final": "fast form, final",
+    "unprepared": "as it is",
+    "ann": "T x ANN",
+    "ann_folded": "T x folded ANN",
+    "ann_folded_graph": "T x its CUDA graph",
+}
+
+
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a file of snnzoo convert.")],
+    time_steps: Annotated[
+        int | None, typer.Option("--time-steps", "-T", min=1, metavar="T", help="Time steps; 4, or the file's.")
+    ] = None,
+    batch_size: common.BatchSizeOption = 8,
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", min=8, help="Pixels of a side; those the model is meant for.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns to take the median of.")] = 5,
+    device: common.DeviceOption = "auto",
+    dtype: common.DtypeOption = "float32",
+    json: common.JsonOption = None,
+    force: common.ForceOption = False,
+    quiet: common.QuietOption = False,
+    debug: common.DebugOption = False,
+) -> None:
+    """Measure speed and memory of a network in its fast form.
+
+    Beside it run the network as it is and T passes of its ANN (torchvision's own module, where there is one), in
+    turns and in the same process, on random images.
+
+    \b
+    Examples:
+      snnzoo bench resnet18 -T 4 --batch-size 2
+      snnzoo bench resnet18-snn.safetensors --device cuda --dtype float16 --json speed.json
+    """
+    if model not in MODELS and not Path(model).is_file():
+        if Path(model).suffix:
+            raise UsageError(f"{model}: no such file; make one with snnzoo convert")
+        model_spec(model)
+    common.check_device_and_dtype(device, dtype)
+    common.check_json(json, force)
+
+    import torch
+
+    target = common.torch_device(device)
+    net, ann, size, steps = _networks(model)
+    size, steps = input_size or size, time_steps or steps
+    images = torch.randn(batch_size, net.model_kwargs.get("in_channels", 3), size, size)
+    settings = {
+        "model": net.model_name,
+        "file": None if model in MODELS else model,
+        "time_steps": steps,
+        "batch_size": batch_size,
+        "input_size": size,
+        "device": str(target),
+        "device_name": torch.cuda.get_device_name(target) if target.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "repeats": repeats,
+    }
+    try:
+        with common.progress_bars(quiet) as progress:
+            report = settings | _measure(net, ann, images, steps, target, getattr(torch, dtype), repeats, progress)
+    except torch.OutOfMemoryError:
+        raise SnnzooError(f"{batch_size} images do not fit the GPU's memory: use a smaller --batch-size") from None
+    if common.write_json(json, report) or quiet:
+        return
+    title = (
+        f"{settings['model']}, T = {steps}, {batch_size} images of {size}x{size}, "
+        f"{settings['device_name'] or target}, {dtype}"
+    )
+    console = common.console()
+    console.print(_speed_table(report, title))
+    console.print(_layer_table(report))
+
+
+def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
+    """The network, its ANN, and the input size and time steps that it is meant for."""
+    from torch.nn import ReLU
+
+    from snnzoo import conversion
+    from snnzoo.inference.measure import torchvision_ann
+    from snnzoo.models.registry import build
+    from snnzoo.preprocess import PRESETS
+
+    if model in MODELS:
+        net = build(model).eval()
+        ann = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s").eval()
+        return net, torchvision_ann(ann), PRESETS[MODELS[model].preprocess].crop, 4
+    net, ann = conversion.load_with_ann(model)
+    info = net.conversion
+    assert isinstance(info, conversion.Conversion)
+    preprocess = info.preprocess or PRESETS[MODELS[info.model].preprocess]
+    return net, torchvision_ann(ann), preprocess.crop, info.time_steps
+
+
+def _measure(
+    net: SpikingNet,
+    ann: nn.Module,
+    images: torch.Tensor,
+    time_steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    progress: Any,
+) -> dict[str, Any]:
+    """Speed and peak memory of all contenders, and the time of each layer."""
+    import torch
+
+    from snnzoo import prepare_for_inference
+    from snnzoo.inference import measure
+
+    fast = prepare_for_inference(net, dtype=dtype, device=device)
+    images = images.to(device, dtype)
+    results = []
+    with torch.inference_mode():
+        runs = measure.contenders(net.to(device, dtype), ann.to(device, dtype), fast, images, time_steps)
+        seconds = measure.interleaved(runs, repeats, device, lambda done, total: progress(done, total, "measuring"))
+        for name, run in runs.items():
+            row = {
+                "name": name,
+                "seconds": seconds[name],
+                "images_per_second": len(images) / seconds[name],
+                "ms_per_step": 1000 * seconds[name] / time_steps,
+                "ratio_to_ann": seconds[name] / seconds["ann"],
+                "ratio_to_ann_folded": seconds[name] / seconds["ann_folded"],
+                "peak_memory": measure.peak_memory(run, device),
+            }
+            results.append(row)
+        layers = measure.layer_seconds(fast, runs["fast"])
+    return {
+        "results": results,
+        "layers": [{"name": name, "kind": kind, "seconds": time} for name, (kind, time) in layers.items()],
+    }
+
+
+def _speed_table(report: dict[str, Any], title: str) -> Table:
+    """One row a contender."""
+    from rich.table import Table
+
+    caption = (
+        "Final: read out once, not after each step. Folded: without BN, channels-last. A ratio below 1 is faster than "
+        "T passes of the ANN. Memory: at most, beside weights and input."
+    )
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for heading in ("images/s", "ms/step", "/ ANN", "/ folded", "peak MB"):
+        table.add_column(heading, justify="right")
+    for row in report["results"]:
+        memory = row["peak_memory"]
+        table.add_row(
+            CONTENDERS[row["name"]],
+            f"{row['images_per_second']:.1f}",
+            f"{row['ms_per_step']:.2f}",
+            f"{row['ratio_to_ann']:.2f}",
+            f"{row['ratio_to_ann_folded']:.2f}",
+            "-" if memory is None else f"{memory / 1e6:.1f}",
+        )
+    return table
+
+
+def _layer_table(report: dict[str, Any]) -> Table:
+    """Time by kind and by the part of the network: a stage, the stem, the classifier."""
+    from rich.table import Table
+
+    cells: dict[str, dict[str, float]] = {}
+    for layer in report["layers"]:
+        part = layer["name"].rpartition(".")[0] or layer["name"]
+        cells.setdefault(part, {}).setdefault(layer["kind"], 0.0)
+        cells[part][layer["kind"]] += layer["seconds"]
+    kinds = sorted({kind for row in cells.values() for kind in row})
+    total = sum(seconds for row in cells.values() for seconds in row.values())
+    table = Table(title="Where the time of the fast form goes, in ms", title_justify="left")
+    table.add_column("")
+    for heading in (*kinds, "all", "share %"):
+        table.add_column(heading, justify="right")
+    sums = {kind: sum(row.get(kind, 0.0) for row in cells.values()) for kind in kinds}
+    for i, (part, row) in enumerate([*cells.items(), ("all", sums)]):
+        if i == len(cells):
+            table.add_section()
+        whole = sum(row.values())
+        shown = [f"{1000 * row[kind]:.2f}" if row.get(kind) else "" for kind in kinds]
+        table.add_row(part, *shown, f"{1000 * whole:.2f}", f"{100 * whole / total:.1f}")
+    return table

@@ -1,0 +1,197 @@
+"""Measuring speed and memory: contenders interleaved in one process, and the layers of a network."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from snnzoo.functional import reset_net
+from snnzoo.inference.engine import InferenceNetwork
+from snnzoo.inference.folding import FoldedNeuron
+from snnzoo.inference.graphs import capture
+from snnzoo.models.resnet import SpikingNet
+
+Run = Callable[[], object]
+
+
+def interleaved(
+    contenders: Mapping[str, Run],
+    repeats: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Median seconds of each contender. They take turns, so that what the machine does besides hits all alike.
+
+    Args:
+        repeats: turns that count; two before them warm up.
+        progress: called with (turns done, turns in all).
+    """
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for turn in range(2 + repeats):
+        for name, run in contenders.items():
+            seconds[name].append(seconds_of(run, device))
+        if progress:
+            progress(turn + 1, 2 + repeats)
+    return {name: statistics.median(measured[2:]) for name, measured in seconds.items()}
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    """Wall-clock time of one run, until the device is done."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a CUDA device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(run: Run, device: torch.device) -> int | None:
+    """Bytes that `run` takes at most, beyond what was held before it: of a CUDA device, or resident of the process.
+
+    None where the system does not tell (on a CPU, only Linux does).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed, and is used again, would not count
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        run()
+        return _status("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def layer_seconds(fast: InferenceNetwork, run: Run, repeats: int = 5) -> dict[str, tuple[str, float]]:
+    """Median seconds of each layer of `fast` in `run`, by name: its kind ("convolution", "neuron" ...) and time.
+
+    Each layer is waited for, so on a CUDA device the times are those without a graph, and add up to more.
+    """
+    starts: dict[str, float] = {}
+    measured: dict[str, list[float]] = defaultdict(list)
+    passed: dict[str, float] = defaultdict(float)
+
+    def begin(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            synchronize(fast.device)
+            starts[name] = time.perf_counter()
+
+        return hook
+
+    def end(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            synchronize(fast.device)
+            passed[name] += time.perf_counter() - starts[name]  # more than once, where time is run in pieces
+
+        return hook
+
+    kinds = {name: kind for name, module in fast.network.named_modules() if (kind := _kind(module))}
+    handles: list[Any] = []
+    for name in kinds:
+        module = fast.network.get_submodule(name)
+        handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name))]
+    try:
+        for _ in range(1 + repeats):
+            passed.clear()
+            run()
+            for name, seconds in passed.items():
+                measured[name].append(seconds)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (kinds[name], statistics.median(times[1:])) for name, times in measured.items()}
+
+
+def _kind(module: nn.Module) -> str | None:
+    if isinstance(module, FoldedNeuron):
+        return "neuron"
+    names = {"Conv2d": "convolution", "Linear": "linear", "MaxPool2d": "pool", "AdaptiveAvgPool2d": "pool"}
+    return names.get(type(module).__name__)
+
+
+def folded_ann(ann: nn.Module) -> nn.Module:
+    """A copy of an ANN with each BN folded into the convolution registered before it."""
+    ann = copy.deepcopy(ann).eval()
+    for parent in ann.modules():
+        children = list(parent.named_children())
+        for (name, conv), (bn_name, bn) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, bn))
+                setattr(parent, bn_name, nn.Identity())
+    return ann
+
+
+def contenders(
+    net: SpikingNet, ann: nn.Module, fast: InferenceNetwork, images: Tensor, time_steps: int
+) -> dict[str, Run]:
+    """A network in its fast form and as it is, and T passes of its ANN: how to run each on static `images`.
+
+    "fast" reads out after each step, "fast_final" once; "ann" is the module as it is, "ann_folded" has BN folded
+    and is channels-last, on a CUDA device also "ann_folded_graph", under a CUDA graph.
+
+    Args:
+        net, ann: on the device and in the dtype of `fast`.
+        images: `[N, C, H, W]`, likewise.
+    """
+    x_seq = images.expand(time_steps, *images.shape)
+    folded = folded_ann(ann).to(memory_format=torch.channels_last)
+    channels_last = images.to(memory_format=torch.channels_last)
+
+    def unprepared() -> None:
+        reset_net(net)
+        net(x_seq)
+        reset_net(net)
+
+    def passes(module: Callable[[Tensor], Tensor], images: Tensor) -> Run:
+        return lambda: [module(images) for _ in range(time_steps)]
+
+    runs: dict[str, Run] = {
+        "fast": lambda: fast(x_seq),
+        "fast_final": lambda: fast.final(x_seq),
+        "unprepared": unprepared,
+        "ann": passes(ann, images),
+        "ann_folded": passes(folded, channels_last),
+    }
+    if images.is_cuda:
+        runs["ann_folded_graph"] = passes(capture(folded, channels_last), channels_last)
+    return runs
+
+
+def torchvision_ann(ann: SpikingNet) -> nn.Module:
+    """torchvision's own module with the weights of `ann`, where it has such a model; else `ann`."""
+    import torchvision
+
+    try:
+        module: nn.Module = torchvision.models.get_model(ann.model_name, num_classes=ann.model_kwargs["num_classes"])
+        module.load_state_dict(ann.state_dict())
+    except (ValueError, RuntimeError):
+        return ann
+    return module.eval()
