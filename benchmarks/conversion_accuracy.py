@@ -16,7 +16,8 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion import build_ann, convert_ann
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.evaluation.data import calibration_images, labelled_data, limited
-from snnzoo.functional import reset_net
+from snnzoo.inference import prepare_for_inference
 from snnzoo.models.identify import identify
 from snnzoo.models.resnet import SpikingNet
 from snnzoo.preprocess import override, preset
@@ -53,7 +54,7 @@ PEER: dict[str, dict[str, Any]] = {  # arguments of RateCodingRecipe
 }
 PEER_TIME_STEPS = (8, 16, 32, 64)
 
-Logits = Callable[[Tensor], Iterator[Tensor]]  # images [N, ...] -> the decoded logits after each step
+Logits = Callable[[Tensor, int], Iterable[Tensor]]  # images [N, ...], T -> the decoded logits after each of T steps
 
 
 def our_network(
@@ -61,13 +62,8 @@ def our_network(
 ) -> Logits:
     """Converted by snnzoo; data-free if `time_steps` is None."""
     snn = convert_ann(copy.deepcopy(ann), images if time_steps else None, make_recipe(recipe, **options), time_steps)
-
-    def logits(x: Tensor) -> Iterator[Tensor]:
-        reset_net(snn)
-        while True:
-            yield snn(x.expand(1, *x.shape))[0]
-
-    return logits
+    fast = prepare_for_inference(snn)
+    return lambda x, steps: fast(x.expand(steps, *x.shape))
 
 
 def peer_network(ann: SpikingNet, images: Tensor, options: dict[str, Any]) -> Logits:
@@ -78,12 +74,9 @@ def peer_network(ann: SpikingNet, images: Tensor, options: dict[str, Any]) -> Lo
     recipe = RateCodingRecipe(images.split(64), **options)
     snn = ann2snn.Converter(recipe=recipe).convert(Plain(copy.deepcopy(ann))).eval()
 
-    def logits(x: Tensor) -> Iterator[Tensor]:
+    def logits(x: Tensor, steps: int) -> Iterator[Tensor]:
         functional.reset_net(snn)
-        total = torch.zeros(())
-        while True:
-            total = total + snn(x)
-            yield total
+        return accumulate(snn(x) for _ in range(steps))
 
     return logits
 
@@ -119,12 +112,10 @@ def measure(
     hits, agreed = dict.fromkeys(time_steps, 0), dict.fromkeys(time_steps, 0)
     with torch.inference_mode():
         for images, labels, wanted in zip(x.split(125), y.split(125), expected.split(125), strict=True):
-            for t, decoded in enumerate(logits(images), start=1):
+            for t, decoded in enumerate(logits(images, max(time_steps)), start=1):
                 if t in hits:
                     hits[t] += int((decoded.argmax(1) == labels).sum())
                     agreed[t] += int((decoded.argmax(1) == wanted).sum())
-                if t == max(time_steps):
-                    break
     n = len(x) / 100
     return [{"time_steps": t, "top1": hits[t] / n, "agreement": agreed[t] / n} for t in time_steps]
 
