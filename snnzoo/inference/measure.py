@@ -113,7 +113,7 @@ def layer_seconds(fast: InferenceNetwork, run: Run, repeats: int = 5) -> dict[st
 
         return hook
 
-    kinds = {name: kind for name, module in fast.network.named_modules() if (kind := _kind(module))}
+    kinds = {name: kind for name, module in fast.network.named_modules() if (kind := kind_of(module))}
     handles: list[Any] = []
     for name in kinds:
         module = fast.network.get_submodule(name)
@@ -130,7 +130,8 @@ def layer_seconds(fast: InferenceNetwork, run: Run, repeats: int = 5) -> dict[st
     return {name: (kinds[name], statistics.median(times[1:])) for name, times in measured.items()}
 
 
-def _kind(module: nn.Module) -> str | None:
+def kind_of(module: nn.Module) -> str | None:
+    """What a layer of a folded network is; None if it does nothing of its own."""
     if isinstance(module, FoldedNeuron):
         return "neuron"
     names = {"Conv2d": "convolution", "Linear": "linear", "MaxPool2d": "pool", "AdaptiveAvgPool2d": "pool"}
