@@ -151,15 +151,15 @@ def check_installed(option: str, modules: tuple[str, ...], extra: str) -> None:
         raise UsageError(f"{option} needs {' and '.join(missing)}: pip install 'snnzoo[{extra}]'")
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one."""
+def torch_device(name: str, index: int = 0) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one. `index` is that of a GPU, if none is named."""
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
+    return torch.device("cuda", index) if name == "cuda" and index else torch.device(name)
 
 
 def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:

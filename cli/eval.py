@@ -1,24 +1,33 @@
-"""`snnzoo eval`: a converted network and its ANN on the same images."""
+"""`snnzoo eval`: converted networks and their ANNs on the same images."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snnzoo.checkpoints.output import check_output
 from snnzoo.cli import common
 from snnzoo.errors import UsageError
+from snnzoo.evaluation.distributed import Shard, joined
 from snnzoo.evaluation.folders import check_class_folders
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
+
+ERROR_IMAGES = 16  # on which the conversion error of each layer is measured, for reports
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that snnzoo convert wrote.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files that snnzoo convert wrote; several are compared.")
+    ],
     data: Annotated[
         str, typer.Option(metavar="DIR|digits", help="Labelled images, or event frames (.npz): one folder a class.")
     ],
@@ -26,6 +35,13 @@ def evaluate(
     time_steps: Annotated[
         str | None, typer.Option("--time-steps", "-T", metavar="1,2,4", help="Steps to read out after.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="OUT.html", help="Write a report: figures, tables, provenance.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Write a picture: .png, .svg or .pdf.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the same evaluation where it was interrupted.")
+    ] = False,
     batch_size: common.BatchSizeOption = 64,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -35,56 +51,180 @@ def evaluate(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Evaluate a converted network beside its ANN.
+    """Evaluate converted networks beside their ANNs.
+
+    Several processes share the work under torchrun.
 
     \b
     Examples:
       snnzoo eval resnet18-snn.safetensors --data digits
       snnzoo eval resnet18-snn.safetensors --data imagenet/val --time-steps 1,2,4,8 --json result.json
+      snnzoo eval a.safetensors b.safetensors --data cifar10/test --report compare.html
+      torchrun --nproc-per-node 2 -m snnzoo.cli eval resnet18-snn.safetensors --data imagenet/val
     """
     steps = None if time_steps is None else common.parse_time_steps(time_steps)
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file; make one with snnzoo convert")
-    if data != "digits":
-        check_class_folders(Path(data))
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"{file}: no such file; make one with snnzoo convert")
+    folders = None if data == "digits" else check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
-    common.check_json(json, force)
+    shard = Shard.from_environment()
+    if shard.is_first:
+        _check_outputs(json, report, plot, force)
+    quiet = quiet or not shard.is_first
 
+    from snnzoo.evaluation.evaluator import Interrupted
+
+    measured: list[tuple[Path, Conversion, Evaluation]] = []
+    with joined(shard):
+        target = common.torch_device(device, shard.local_rank)
+        for file in files:
+            wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
+            try:
+                info, result = _measure(file, data, steps, wanted, shard, resume, report is not None, quiet)
+            except Interrupted as interrupted:
+                if interrupted.evaluation is not None and not quiet:
+                    _say_so_far(file, interrupted)
+                raise
+            measured.append((file, info, result))
+    if not shard.is_first:
+        return
+    reports = [
+        {
+            "file": str(file),
+            "model": info.model,
+            "recipe": info.recipe["name"],
+            "coding": info.coding.to_dict(),
+            "images": result.images,
+            "device": str(target),
+            "dtype": dtype,
+            **result.to_dict(),
+        }
+        for file, info, result in measured
+    ]
+    _write_pictures(measured, report, plot, {"data": data, "device": str(target), "dtype": dtype}, folders, quiet)
+    if common.write_json(json, reports[0] if len(reports) == 1 else {"evaluations": reports}) or quiet:
+        return
+    images = f"{measured[0][2].images} images of {data}, {target}, {dtype}"
+    if len(measured) > 1:
+        common.console().print(comparison_table(measured, f"{len(measured)} networks: {images}"))
+        return
+    _, info, result = measured[0]
+    common.console().print(
+        results_table(result, f"{info.model}, {info.coding}: {images}", graded=is_graded(info.coding))
+    )
+
+
+def _check_outputs(json: str | None, report: Path | None, plot: Path | None, force: bool) -> None:
+    """Refuse outputs that could not be written, before any work is done."""
+    common.check_json(json, force)
+    for option, path in (("--report", report), ("--plot", plot)):
+        if path is not None:
+            common.check_installed(option, ("matplotlib",), "report")
+            check_output(path, force)
+    if plot is not None:
+        common.check_choice("--plot: the suffix", plot.suffix.lower(), (".png", ".svg", ".pdf"))
+
+
+def _measure(
+    file: Path,
+    data: str,
+    steps: list[int] | None,
+    wanted: dict[str, Any],
+    shard: Shard,
+    resume: bool,
+    with_errors: bool,
+    quiet: bool,
+) -> tuple[Conversion, Evaluation]:
+    """Evaluate one file. `wanted` is what the counts depend on beside the file, the data and the steps."""
     import torch
 
     from snnzoo import conversion, evaluation
+    from snnzoo.checkpoints.files import sha256_of
     from snnzoo.evaluation.data import labelled_data, limited
+    from snnzoo.evaluation.partial import PartialCounts
 
     net, ann = conversion.load_with_ann(file)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
     images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"])
-    target = common.torch_device(device)
+    steps = steps or powers_of_two(info.time_steps)
+    names = [str(path) for path in getattr(images, "files", [])]
+    partial = PartialCounts(
+        {
+            **wanted,
+            "file": sha256_of(file),
+            "data": [str(Path(data).resolve()), *names],
+            "steps": steps,
+            "errors": with_errors,
+            "rank": shard.rank,
+            "processes": shard.count,
+        }
+    )
+    if resume and shard.is_first and partial.load() is None:
+        common.say(f"{file}: nothing to resume: starting from the first image", quiet)
     with common.progress_bars(quiet) as progress:
         result = evaluation.evaluate(
             net,
             ann,
-            limited(images, limit, seed),
-            steps or powers_of_two(info.time_steps),
-            batch_size=batch_size,
-            device=target,
-            dtype=getattr(torch, dtype),
+            limited(images, wanted["limit"], wanted["seed"]),
+            steps,
+            batch_size=wanted["batch_size"],
+            device=wanted["device"],
+            dtype=getattr(torch, wanted["dtype"]),
+            error_images=ERROR_IMAGES if with_errors else 0,
+            shard=shard,
+            partial=partial,
+            resume=resume,
             progress=progress,
+            notify=lambda message: common.say(message, quiet),
         )
-    report = {
-        "file": str(file),
-        "model": info.model,
-        "recipe": info.recipe["name"],
-        "coding": info.coding.to_dict(),
-        "images": result.images,
-        "device": str(target),
-        "dtype": dtype,
-        **result.to_dict(),
-    }
-    if common.write_json(json, report) or quiet:
+    return info, result
+
+
+def _say_so_far(file: Path, interrupted: Any) -> None:
+    done = interrupted.evaluation
+    title = f"{file}: so far, {done.images} of {interrupted.total} images; the same command with --resume goes on"
+    common.console().print(results_table(done, title, graded=False))
+
+
+def _write_pictures(
+    measured: list[tuple[Path, Conversion, Evaluation]],
+    report: Path | None,
+    plot: Path | None,
+    settings: dict[str, str],
+    folders: list[str] | None,
+    quiet: bool,
+) -> None:
+    if report is None and plot is None:
         return
-    title = f"{info.model}, {info.coding}: {result.images} images of {data}, {target}, {dtype}"
-    common.console().print(results_table(result, title, graded=is_graded(info.coding)))
+    from snnzoo.evaluation.figures import Measured, write_plot
+    from snnzoo.evaluation.provenance import facts_of
+    from snnzoo.evaluation.report import write_report
+
+    shown = [
+        Measured(
+            _label(file, info, [path for path, *_ in measured]),
+            result,
+            info.coding.spikes,
+            info.classes or (folders if folders and len(folders) == len(result.confusion) else None),
+            facts_of(info, {"file": str(file), **settings, "images": f"{result.images:,}"}),
+        )
+        for file, info, result in measured
+    ]
+    if report is not None:
+        title = f"{measured[0][1].model}, {measured[0][1].coding}" if len(measured) == 1 else "Networks compared"
+        write_report(shown, report, title, shlex.join(["snnzoo", *sys.argv[1:]]))
+        common.say(f"wrote {report}", quiet)
+    if plot is not None:
+        write_plot(shown, plot)
+        common.say(f"wrote {plot}", quiet)
+
+
+def _label(file: Path, info: Conversion, files: list[Path]) -> str:
+    """The file's name, with its folder where another file has the same."""
+    same = [other for other in files if other.name == file.name]
+    return f"{file.stem if len(same) == 1 else file}: {info.coding}"
 
 
 def powers_of_two(last: int) -> list[int]:
@@ -97,24 +237,58 @@ def is_graded(coding: Any) -> bool:
     return getattr(coding, "levels", 1) > 1
 
 
+HEADINGS = ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events", "energy µJ", "images/s")
+
+
 def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
     """One row a number of time steps, each beside the ANN."""
+    table = _table(title, graded, f"{result.ann['energy_uj']:.1f} µJ")
+    for row in _rows(result):
+        table.add_row(*row)
+    return table
+
+
+def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title: str) -> Table:
+    """The rows of several networks, one below the other."""
+    energies = dict.fromkeys(f"{result.ann['energy_uj']:.1f}" for _, _, result in measured)
+    graded = any(is_graded(info.coding) for _, info, _ in measured)
+    table = _table(title, graded, f"{', '.join(energies)} µJ", "network")
+    for file, info, result in measured:
+        name = _label(file, info, [path for path, *_ in measured])
+        for row in _rows(result):
+            table.add_row(name, *row)
+        table.add_section()
+    return table
+
+
+def _table(title: str, graded: bool, ann_energy: str, *first: str) -> Table:
     from rich.table import Table
 
-    caption = "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step."
+    caption = (
+        "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step. "
+        f"Energy: of an image, 45 nm estimate of the arithmetic; ANN {ann_energy}."
+    )
     if graded:
-        caption += " Spikes are graded: they carry several levels."
+        caption += " Spikes are graded: they carry several levels, and cost an accumulation for each bit."
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events", "images/s"):
+    for heading in first:
+        table.add_column(heading, overflow="fold")
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
-    for row in result.results:
-        table.add_row(
+    return table
+
+
+def _rows(result: Evaluation) -> list[list[str]]:
+    return [
+        [
             str(row.time_steps),
             f"{100 * result.ann['top1']:.2f}",
             f"{100 * row.top1:.2f}",
             f"{100 * (result.ann['top1'] - row.top1):+.2f}",
             f"{100 * row.agreement:.2f}",
             f"{row.events_per_neuron_step:.3f}",
+            f"{row.energy_uj:.1f}",
             f"{row.images_per_second:.1f}",
-        )
-    return table
+        ]
+        for row in result.results
+    ]

@@ -75,7 +75,7 @@ def test_tallies_of_parts_add_up_to_that_of_the_whole():
     for some in (slice(0, 7), slice(7, 8), slice(8, 20)):
         part = Tally.empty([1, 3], 6)
         part.count(labels[some], expected[some], logits[:, some])
-        parts.add(part)
+        parts = parts.plus(part)
     for name in ("ann_hits", "hits", "confusion"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
     assert whole.images == parts.images == 20

@@ -11,14 +11,25 @@ from torch.utils.data import Dataset
 from snnzoo.conversion.file import Conversion
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation.data import labelled_tensors
+from snnzoo.evaluation.distributed import Shard
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.loading import batches
+from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
 from snnzoo.models.resnet import SpikingNet
 
 Progress = Callable[[int, int, str], None]
+ALONE = Shard()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation of `total` images; `evaluation` is of those done, None if there are none."""
+
+    def __init__(self, evaluation: Evaluation | None, total: int) -> None:
+        super().__init__("interrupted")
+        self.evaluation, self.total = evaluation, total
 
 
 def check_time_steps(time_steps: Sequence[int]) -> list[int]:
@@ -39,6 +50,9 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     workers: int = 1,
     error_images: int = 0,
+    shard: Shard = ALONE,
+    partial: PartialCounts | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
     notify: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
@@ -55,12 +69,16 @@ def evaluate(
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
         error_images: how many images of the first batch each layer's error is measured on; none if 0.
+        shard: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
+        partial: where counts are kept until the evaluation is finished.
+        resume: go on from the counts in `partial`, if there are any.
         progress: called with (done, total, description).
         notify: called with a line that the user should see.
 
     Raises:
         UsageError: for T < 1, or more than there are frames.
         SnnzooError: if there are no images, or one cannot be read.
+        Interrupted: on Ctrl-C, with what this process has measured so far.
     """
     time_steps = check_time_steps(time_steps)
     samples: Dataset = labelled_tensors(*data) if isinstance(data, tuple) else data  # type: ignore[type-arg]
@@ -68,19 +86,34 @@ def evaluate(
     if total == 0:
         raise SnnzooError("there are no images to evaluate on")
     runner = Runner(net, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
-    tally = Tally.empty(time_steps, _classes(ann))
-    for images, labels in batches(samples, batch_size, workers, pin_memory=runner.device.type == "cuda"):
-        if not tally.speeds:
-            tally.speeds = [runner.images_per_second(images, t) for t in time_steps]
-            if error_images:
-                few = images[:error_images].to(device, dtype)
-                tally.layer_errors = layer_errors(net.to(device, dtype).eval(), runner.ann, few, time_steps)
-        expected, logits = runner(images)
-        tally.count(labels.to(device), expected, logits)
-        if progress:
-            progress(tally.images, total, "evaluating")
-    tally.activity = runner.meter.activity
-    return tally.evaluation(net.conversion.coding.event_bits if isinstance(net.conversion, Conversion) else 1)
+    bits = net.conversion.coding.event_bits if isinstance(net.conversion, Conversion) else 1
+    found = partial.load() if partial and resume else None
+    counted = found or (Tally.empty(time_steps, _classes(ann)), 0)  # replaced as one: Ctrl-C may come at any time
+    chosen = range(shard.rank, -(-total // batch_size), shard.count)[counted[1] :]
+    try:
+        for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=runner.device.type == "cuda"):
+            batch = Tally.empty(time_steps, _classes(ann))
+            if shard.is_first and not counted[0].speeds:
+                batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
+                if error_images:
+                    few = images[:error_images].to(device, dtype)
+                    batch.layer_errors = layer_errors(net.to(device, dtype).eval(), runner.ann, few, time_steps)
+            runner.meter.activity = batch.activity
+            batch.count(labels.to(device), *runner(images))
+            counted = counted[0].plus(batch), counted[1] + 1
+            if partial:
+                partial.save(*counted, now=False)
+            if progress:
+                progress(min(counted[0].images * shard.count, total), total, "evaluating")
+    except KeyboardInterrupt:
+        if partial:
+            partial.save(*counted)
+        so_far = counted[0].evaluation(bits) if counted[0].speeds else None
+        raise Interrupted(so_far, total) from None
+    tally = shard.gather(counted[0])
+    if partial:
+        partial.delete()
+    return tally.evaluation(bits)
 
 
 def _classes(net: SpikingNet) -> int:

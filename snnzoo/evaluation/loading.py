@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from torch import Tensor
@@ -13,19 +13,26 @@ BATCHES_AHEAD = 2
 
 
 def batches(
-    data: Dataset[tuple[Tensor, int]], batch_size: int, workers: int = 1, *, pin_memory: bool = False
+    data: Dataset[tuple[Tensor, int]],
+    batch_size: int,
+    workers: int = 1,
+    chosen: Iterable[int] | None = None,
+    *,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images `[N, C, H, W]` and labels `[N]`, in the order of `data`; the last batch may be smaller.
 
     Args:
         workers: threads that read. With more than one, `data` must be safe to read from several.
+        chosen: which batches, by their places among all; all if None.
         pin_memory: copy to page-locked memory, from which a GPU copies while it computes.
 
     Raises:
         whatever reading a sample raises, when its batch is due.
     """
     total = len(data)  # type: ignore[arg-type]
-    starts = iter(range(0, total, batch_size))
+    chosen = range(-(-total // batch_size)) if chosen is None else chosen
+    starts = iter([place * batch_size for place in chosen])
     pending: deque[list[Future[tuple[Tensor, int]]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="reads images") as pool:
 

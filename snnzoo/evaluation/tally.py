@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -57,14 +58,19 @@ class Tally:
         pairs = torch.stack([labels, logits[self.time_steps[-1] - 1].argmax(1)]).cpu()
         self.confusion.index_put_((pairs[0], pairs[1]), torch.ones_like(pairs[0]), accumulate=True)
 
-    def add(self, other: Tally) -> None:
-        """Take in what was counted on other images."""
-        self.ann_hits += other.ann_hits
-        self.hits += other.hits
-        self.confusion += other.confusion
-        self.activity.add(other.activity)
-        self.speeds = self.speeds or other.speeds
-        self.layer_errors = self.layer_errors or other.layer_errors
+    def plus(self, other: Tally) -> Tally:
+        """What both counted, on different images."""
+        activity = copy.deepcopy(self.activity)
+        activity.add(other.activity)
+        return Tally(
+            self.time_steps,
+            self.ann_hits + other.ann_hits,
+            self.hits + other.hits,
+            self.confusion + other.confusion,
+            activity,
+            self.speeds or other.speeds,
+            self.layer_errors or other.layer_errors,
+        )
 
     def evaluation(self, event_bits: int = 1) -> Evaluation:
         """The counts as rates; `event_bits` is that of the coding."""

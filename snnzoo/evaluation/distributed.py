@@ -1,0 +1,64 @@
+"""One evaluation in several processes, as `torchrun` starts them.
+
+Each process takes every n-th batch, so that batches, and with them all results, are those of one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from snnzoo.evaluation.tally import Tally
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of how many processes this one is; `local_rank` counts those of this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Shard:
+        """As torchrun says it; the only process, if there is no torchrun."""
+        rank, count, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
+        return cls(rank, count, local_rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def gather(self, tally: Tally) -> Tally:
+        """What all processes counted, in each of them."""
+        if self.count == 1:
+            return tally
+        import torch.distributed as dist
+
+        tallies: list[Tally] = [tally] * self.count
+        dist.all_gather_object(tallies, tally)
+        return reduce(lambda a, b: a.plus(b), tallies)
+
+
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+@contextmanager
+def joined(shard: Shard) -> Iterator[None]:
+    """Connect the processes while the context is entered. Counts are exchanged on the CPU, with gloo."""
+    if shard.count == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
