@@ -204,8 +204,9 @@ def _write_pictures(
 
     shown = [
         Measured(
-            _label(file, info, [path for path, *_ in measured]),
+            _label(file, [path for path, *_ in measured]),
             result,
+            str(info.coding),
             info.coding.spikes,
             info.classes or (folders if folders and len(folders) == len(result.confusion) else None),
             facts_of(info, {"file": str(file), **settings, "images": f"{result.images:,}"}),
@@ -221,10 +222,9 @@ def _write_pictures(
         common.say(f"wrote {plot}", quiet)
 
 
-def _label(file: Path, info: Conversion, files: list[Path]) -> str:
+def _label(file: Path, files: list[Path]) -> str:
     """The file's name, with its folder where another file has the same."""
-    same = [other for other in files if other.name == file.name]
-    return f"{file.stem if len(same) == 1 else file}: {info.coding}"
+    return file.stem if sum(other.name == file.name for other in files) == 1 else str(file)
 
 
 def powers_of_two(last: int) -> list[int]:
@@ -238,43 +238,51 @@ def is_graded(coding: Any) -> bool:
 
 
 HEADINGS = ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events", "energy µJ", "images/s")
+GAPS = "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step. "
+ENERGY = "Energy: of an image, 45 nm estimate of the arithmetic"
+GRADED = " Spikes are graded: they carry several levels, and cost an accumulation for each bit."
 
 
 def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
     """One row a number of time steps, each beside the ANN."""
-    table = _table(title, graded, f"{result.ann['energy_uj']:.1f} µJ")
-    for row in _rows(result):
-        table.add_row(*row)
+    caption = f"{GAPS}{ENERGY}; ANN {result.ann['energy_uj']:.1f} µJ.{GRADED if graded else ''}"
+    table = _table(title, caption, HEADINGS)
+    ann = f"{100 * result.ann['top1']:.2f}"
+    for time_steps, *rest in _rows(result):
+        table.add_row(time_steps, ann, *rest)
     return table
 
 
 def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title: str) -> Table:
-    """The rows of several networks, one below the other."""
-    energies = dict.fromkeys(f"{result.ann['energy_uj']:.1f}" for _, _, result in measured)
+    """The rows of several networks, one below the other, each below its ANN's."""
+    from rich.text import Text
+
+    labels = [_label(file, [path for path, *_ in measured]) for file, *_ in measured]
+    codings = "".join(
+        f"\n{label}: {info.coding}, {info.coding.spikes}" for label, (_, info, _) in zip(labels, measured, strict=True)
+    )
     graded = any(is_graded(info.coding) for _, info, _ in measured)
-    table = _table(title, graded, f"{', '.join(energies)} µJ", "network")
-    for file, info, result in measured:
-        name = _label(file, info, [path for path, *_ in measured])
+    caption = f"{GAPS}{ENERGY}.{GRADED if graded else ''}{codings}"
+    table = _table(title, caption, ("network", "T", "top-1 %", *HEADINGS[3:]))
+    for label, (_, _, result) in zip(labels, measured, strict=True):
+        ann = result.ann
+        table.add_row(
+            Text(common.printable(label)), "ANN", f"{100 * ann['top1']:.2f}", "", "", "", f"{ann['energy_uj']:.1f}", ""
+        )
         for row in _rows(result):
-            table.add_row(name, *row)
+            table.add_row("", *row)
         table.add_section()
     return table
 
 
-def _table(title: str, graded: bool, ann_energy: str, *first: str) -> Table:
+def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
-    caption = (
-        "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step. "
-        f"Energy: of an image, 45 nm estimate of the arithmetic; ANN {ann_energy}."
-    )
-    if graded:
-        caption += " Spikes are graded: they carry several levels, and cost an accumulation for each bit."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for heading in first:
-        table.add_column(heading, overflow="fold")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
+    title_text, caption_text = Text(common.printable(title)), Text(common.printable(caption))
+    table = Table(title=title_text, caption=caption_text, title_justify="left", caption_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "network" else "right", overflow="fold")
     return table
 
 
@@ -282,7 +290,6 @@ def _rows(result: Evaluation) -> list[list[str]]:
     return [
         [
             str(row.time_steps),
-            f"{100 * result.ann['top1']:.2f}",
             f"{100 * row.top1:.2f}",
             f"{100 * (result.ann['top1'] - row.top1):+.2f}",
             f"{100 * row.agreement:.2f}",

@@ -62,12 +62,13 @@ Roles = dict[str, str]
 class Measured:
     """One evaluation, with what a reader of a figure needs to know.
 
-    `spikes` says what an event is ("binary spikes"), `classes` names the network's classes, `facts` are the
-    settings and the provenance, by heading.
+    `label` is short; `coding` and `spikes` say what an event is ("rate", "binary spikes"); `classes` names the
+    network's classes; `facts` are the settings and the provenance, by heading.
     """
 
     label: str
     evaluation: Evaluation
+    coding: str
     spikes: str
     classes: list[str] | None
     facts: dict[str, dict[str, str]]
@@ -167,30 +168,29 @@ def confusion(one: Measured, roles: Roles) -> Figure:
 def _draw_accuracy(axes: Any, measured: Sequence[Measured], roles: Roles) -> None:
     by_time, by_energy = axes
     steps = sorted({row.time_steps for one in measured for row in one.evaluation.results})
-    drawn: set[float] = set()
     for i, one in enumerate(measured):
         color, rows, ann = roles[f"series{i % SERIES + 1}"], one.evaluation.results, one.evaluation.ann
-        top1 = [100 * row.top1 for row in rows]
+        top1s = [100 * row.top1 for row in rows]
         line = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.8}
-        label = one.label if len(measured) > 1 else "spiking network"
-        by_time.plot([row.time_steps for row in rows], top1, label=label, **line)
-        by_energy.plot([row.energy_uj for row in rows], top1, **line)
+        label = f"{one.label}: {one.coding}" if len(measured) > 1 else "spiking network"
+        by_time.plot([row.time_steps for row in rows], top1s, label=label, **line)
+        by_energy.plot([row.energy_uj for row in rows], top1s, **line)
         by_energy.plot(ann["energy_uj"], 100 * ann["top1"], "*", color=roles["ink"], markersize=11, zorder=3)
-        for row in rows if len(measured) == 1 else rows[-1:]:
-            where = (row.energy_uj, 100 * row.top1)
-            by_energy.annotate(f"T={row.time_steps}", where, **_BELOW)
-        if round(ann["top1"], 6) not in drawn:
-            drawn.add(round(ann["top1"], 6))
-            name = f"ANN, {100 * ann['top1']:.2f} %"
-            by_time.axhline(100 * ann["top1"], color=roles["ink"], linestyle="--", linewidth=1.2, label=name)
-    if len(measured) == 1:
-        for row in measured[0].evaluation.results:
-            where = (row.time_steps, 100 * row.top1)
-            by_time.annotate(f"{100 * row.top1:.2f}", where, **_BELOW)
+        if len(measured) == 1:
+            for row, percent in zip(rows, top1s, strict=True):
+                by_time.annotate(f"{percent:.2f}", (row.time_steps, percent), **_BELOW)
+                by_energy.annotate(f"T={row.time_steps}", (row.energy_uj, percent), **_BELOW)
+    for top1 in dict.fromkeys(round(100 * one.evaluation.ann["top1"], 6) for one in measured):
+        name = f"ANN, {top1:.2f} %"
+        by_time.axhline(top1, color=roles["ink"], linestyle="--", linewidth=1.2, label=name)
     by_time.set(title="Accuracy after T steps", xlabel="time steps T", ylabel="top-1 %", xscale="log")
     by_time.set_xticks(steps, [str(t) for t in steps])
     by_time.minorticks_off()
-    by_energy.set(title="Accuracy for energy (star: ANN)", xlabel="energy per image, µJ (45 nm estimate)", xscale="log")
+    by_energy.set(
+        title="Accuracy for energy (a point: one T; star: ANN)",
+        xlabel="energy per image, µJ (45 nm estimate)",
+        xscale="log",
+    )
     by_energy.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     by_energy.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.5)))
     for ax in axes:

@@ -31,7 +31,7 @@ p { margin: 6px 0 } .note { color: var(--muted); font-size: 13px }
 .tile span { color: var(--muted); font-size: 13px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 12px; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap }
+th, td { padding: 5px 10px; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap }
 th { color: var(--muted); font-weight: 500; font-size: 13px; vertical-align: bottom }
 th:first-child, td:first-child, .facts td { text-align: left }
 .facts td { white-space: normal; overflow-wrap: anywhere; vertical-align: top }
@@ -65,8 +65,8 @@ def render(measured: Sequence[Measured], title: str, command: str) -> str:
     parts += [_results(measured), _notes(measured)]
     for one in measured:
         if len(measured) > 1:
-            parts.append(f"<h2>{escape(one.label)}</h2>")
-        parts += _details(one)
+            parts.append(f"<h2>{escape(one.label)}: {escape(one.coding)}</h2>")
+        parts += _details(one, "h2" if len(measured) == 1 else "h3")
     style = STYLE % {"light": _variables(LIGHT), "dark": _variables(DARK)}
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -120,7 +120,7 @@ def _results(measured: Sequence[Measured]) -> str:
         for row in one.evaluation.results:
             rows.append(
                 [
-                    *name,
+                    *([""] if name else []),
                     str(row.time_steps),
                     f"{100 * row.top1:.2f}",
                     f"{100 * row.top5:.2f}",
@@ -137,7 +137,9 @@ def _results(measured: Sequence[Measured]) -> str:
 
 
 def _notes(measured: Sequence[Measured]) -> str:
-    spikes = "; ".join(dict.fromkeys(f"{one.label}: {one.spikes}" for one in measured))
+    spikes = "; ".join(
+        dict.fromkeys(f"{one.label}: {one.spikes}" if len(measured) > 1 else one.spikes for one in measured)
+    )
     return (
         '<p class="note">Gap: ANN minus spiking network, in points. Agreement: same top-1 class as the ANN. Events: '
         f"per neuron and step ({escape(spikes)}). Operations and energy are of one image: MAC, a weight multiplied and "
@@ -147,9 +149,12 @@ def _notes(measured: Sequence[Measured]) -> str:
     )
 
 
-def _details(one: Measured) -> list[str]:
+def _details(one: Measured, level: str) -> list[str]:
     evaluation = one.evaluation
-    parts = ["<h2>Layers</h2>", _figure(lambda roles: figures.layers(one, roles), "Event rate and error of each layer")]
+    parts = [
+        f"<{level}>Layers</{level}>",
+        _figure(lambda roles: figures.layers(one, roles), "Event rate and error of each layer"),
+    ]
     if any(layer.errors for layer in evaluation.layers):
         parts.append(
             "<p class=\"note\">Error: squared difference of a layer's decoded output and the ANN's activation, over "
@@ -167,7 +172,7 @@ def _details(one: Measured) -> list[str]:
             _table(["class", "taken for", "images", "% of the class"], worst),
         ]
     for heading, facts in one.facts.items():
-        parts += [f"<h2>{escape(heading)}</h2>", _table([], facts.items(), "facts")]
+        parts += [f"<{level}>{escape(heading)}</{level}>", _table([], facts.items(), "facts")]
     return parts
 
 
