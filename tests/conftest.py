@@ -1,5 +1,6 @@
 """Data that tests share. Everything that needs a network or a shared folder is made here or skipped."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import Image
 
 from snnzoo import digits
 from snnzoo.checkpoints.files import write_safetensors
+
+if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter; it must hear of it before its import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -12,6 +12,9 @@ from snnzoo import ops, surrogate
 from snnzoo.ops import backends
 
 DEVICES = {"cpu": "cpu"}
+if backends.missing("triton") is None:
+    DEVICES["triton"] = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICES.get("triton") == "cpu"
 
 CODINGS = {
     "if hard": ops.IF(),
@@ -29,9 +32,23 @@ CODINGS = {
     "differential": ops.Differential(6),
     "differential encoder": ops.Differential(3, differential=False),
 }
-SHAPES = [(1, 1, 1), (4, 2, 3), (5, 2, 3, 7), (3, 2, 5, 3, 3), (2, 3, 4, 1, 1), (2, 1, 3, 2, 2, 2)]
-LAYOUTS = ["contiguous", "channels_last", "static", "sliced"]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES_AND_LAYOUTS = [
+    ((1, 1, 1), "contiguous"),
+    ((4, 2, 3), "contiguous"),
+    ((3, 2, 3, 7), "static"),
+    ((3, 2, 5, 3, 3), "contiguous"),
+    ((3, 2, 5, 3, 3), "channels_last"),
+    ((3, 2, 5, 3, 3), "static channels_last"),
+    ((2, 2, 5, 3, 3), "sliced"),
+    ((2, 3, 4, 1, 1), "channels_last"),
+    ((2, 1, 3, 2, 2, 2), "channels_last"),
+]
+OUTPUTS_AND_DTYPES = [
+    ("sequence", torch.float32),
+    ("sequence", torch.bfloat16),
+    ("sum", torch.float16),
+    ("both", torch.float16),
+]
 
 
 @pytest.fixture(params=DEVICES)
@@ -52,14 +69,12 @@ def sequence(shape, layout="contiguous", dtype=torch.float32, device="cpu", seed
     x_seq = torch.randn(shape, generator=generator) * 0.8 + 0.3
     x_seq[:, ::2] = (x_seq[:, ::2] * 16).round() / 16
     x_seq = x_seq.to(device, dtype)
-    if layout == "static":
-        return x_seq[:1].expand(shape)
-    if layout == "sliced":
-        return torch.stack([x_seq, x_seq], -1)[..., 0]
-    if layout == "channels_last" and len(shape) >= 5:
+    if "channels_last" in layout:
         formats = {5: torch.channels_last, 6: torch.channels_last_3d}
-        return x_seq.flatten(0, 1).contiguous(memory_format=formats[len(shape)]).view(shape)
-    return x_seq
+        x_seq = x_seq.flatten(0, 1).contiguous(memory_format=formats[len(shape)]).view(shape)
+    if "static" in layout:
+        x_seq = x_seq[:1].expand(shape)
+    return torch.stack([x_seq, x_seq], -1)[..., 0] if layout == "sliced" else x_seq
 
 
 def assert_equal_to_reference(x_seq, coding, **arguments):
@@ -70,7 +85,12 @@ def assert_equal_to_reference(x_seq, coding, **arguments):
         assert (one is None) == (other is None)
         if one is not None:
             assert one.dtype == other.dtype
-            assert torch.equal(one, other)
+            if (
+                INTERPRETED and backends.forced() == "triton" and one.dtype == torch.bfloat16
+            ):  # Triton's interpreter cuts bits off where devices round
+                torch.testing.assert_close(one, other, rtol=2**-7, atol=0)
+            else:
+                assert torch.equal(one, other)
     return actual
 
 
@@ -79,8 +99,7 @@ def per_channel(shape, device, low=0.2):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "layout"), SHAPES_AND_LAYOUTS, ids=str)
 def test_every_coding_in_every_layout_and_shape(backend, coding, layout, shape):
     device = DEVICES[backend]
     assert_equal_to_reference(
@@ -94,8 +113,7 @@ def test_every_coding_in_every_layout_and_shape(backend, coding, layout, shape):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("output", ["sequence", "sum", "both"])
+@pytest.mark.parametrize(("output", "dtype"), OUTPUTS_AND_DTYPES, ids=str)
 def test_every_output_and_dtype(backend, coding, dtype, output):
     device, shape = DEVICES[backend], (6, 2, 3, 5)
     x_seq, residual = (sequence(shape, dtype=dtype, device=device, seed=seed) for seed in (0, 1))
@@ -119,7 +137,7 @@ def test_state_goes_in_and_out(backend, coding):
     assert ops.multi_step_neuron(x_seq, coding, keep_state=False).state == ()
 
 
-@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("coding", ["if soft", "signed", "delta", "differential encoder"])
 @pytest.mark.parametrize("alias", ["x_seq", "residual"])
 @pytest.mark.parametrize("layouts", list(itertools.product(["contiguous", "channels_last"], repeat=2)), ids=str)
 def test_the_sequence_may_overwrite_its_inputs(backend, coding, alias, layouts):
@@ -195,7 +213,7 @@ def coding_with_gradient(kind, v_reset, detach_reset, function, dtype):
     return ops.LIF(*common, reciprocal_tau=tau, decay_input=kind != "plif no decay")
 
 
-def assert_gradients_close(case, shape, dtype, device, backend, **arguments):
+def assert_gradients_close(case, shape, dtype, device, **arguments):
     coding = to_device(coding_with_gradient(*case, dtype), device)
     x_seq, residual, *weights = (sequence(shape, device=device, seed=seed).to(dtype) for seed in range(5))
     weights = (weights[0], weights[1][0], weights[2][0])
@@ -210,10 +228,10 @@ def assert_gradients_close(case, shape, dtype, device, backend, **arguments):
 
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_gradients_equal_those_of_the_reference(backend, case):
-    device, shape = DEVICES[backend], (6, 2, 3, 5)
+    device, shape = DEVICES[backend], (5, 2, 3, 5)
     dtype = torch.float64 if backend == "cpu" else torch.float32
-    for theta in (0.7, per_channel(shape, device).to(dtype)):
-        assert_gradients_close(case, shape, dtype, device, backend, v_threshold=theta, bias=0.1)
+    theta = per_channel(shape, device).to(dtype)
+    assert_gradients_close(case, shape, dtype, device, v_threshold=theta, bias=0.1)
 
 
 @pytest.mark.parametrize("time_steps", [1, 3, 16, 17, 40])

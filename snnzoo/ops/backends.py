@@ -6,11 +6,12 @@ import functools
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from snnzoo.ops import cpu, reference
+from snnzoo.ops.spec import Arguments, Coding, Gradients, NeuronOutput
 
 NAMES = ("reference", "cpu", "triton")
 
@@ -55,27 +56,40 @@ def _triton_is_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     try:
-        from snnzoo.ops import triton_kernels
+        from snnzoo.ops import triton_launch
     except Exception as error:  # whatever is wrong with an installation, the reference still works
         return f"triton does not import: {error}"
-    if triton_kernels.INTERPRETED or torch.cuda.is_available():
+    if triton_launch.INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no CUDA device (TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU)"
 
 
-def choose(device: torch.device) -> str:
-    """The name of the implementation that runs on `device`."""
-    if _forced is not None:
-        return _forced
-    if device.type == "cpu":
-        return "cpu"
-    return "triton" if device.type == "cuda" and missing("triton") is None else "reference"
+def forced() -> str | None:
+    """What `use_backend` says."""
+    return _forced
 
 
-def implementation(name: str) -> ModuleType:
-    """The module that has it: `forward`, and but for the reference `backward`."""
-    if name == "triton":
-        from snnzoo.ops import triton_kernels
+def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
+    """Outside autograd, by the implementation for the device and dtype of `x_seq`, or the one that is asked for."""
+    if _runs_triton(x_seq):
+        from snnzoo.ops import triton_launch
 
-        return triton_kernels
-    return cpu if name == "cpu" else reference
+        return triton_launch.forward(x_seq, coding, arguments)
+    if x_seq.device.type == "cpu":
+        return cpu.forward(x_seq, coding, arguments)
+    return reference.forward(x_seq, coding, arguments)
+
+
+def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input (and the residual), of the initial v, and of 1/tau, for `IF` and `LIF`."""
+    if _runs_triton(x_seq):
+        from snnzoo.ops import triton_launch
+
+        return triton_launch.backward(grads, x_seq, coding, arguments)
+    return cpu.backward(grads, x_seq, coding, arguments)  # plain tensor operations, for any device
+
+
+def _runs_triton(x_seq: Tensor) -> bool:
+    if x_seq.dtype == torch.float64:  # kernels have float32 state
+        return False
+    return _forced == "triton" or (_forced is None and x_seq.device.type == "cuda" and missing("triton") is None)

@@ -67,13 +67,12 @@ def multi_step_neuron(
 
 
 def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    name = backends.choose(x_seq.device)
-    if name == "reference" or not operator.supports(x_seq, coding, arguments):
+    if backends.forced() == "reference" or not operator.supports(x_seq, coding, arguments):
         return reference.forward(x_seq, coding, arguments)
     if torch.compiler.is_compiling() or operator.needs_gradient(x_seq, coding, arguments):
         return operator.call(x_seq, coding, arguments)
     with torch.no_grad():
-        return backends.implementation(name).forward(x_seq, coding, arguments)
+        return backends.forward(x_seq, coding, arguments)
 
 
 def _parameter(value: float | Tensor, x_seq: Tensor) -> float | Tensor:

@@ -50,13 +50,14 @@ class Layout:
 
     def flatten_step(self, step: Tensor) -> Tensor:
         """`[N, C, ...]` as `[outer * C * inner]` in this layout: a view where it has it already, else a copy."""
-        return step.permute([d - 1 for d in self.order]).reshape(-1)
+        return step.permute([d - 1 for d in self.order]).reshape(-1).contiguous()
 
     def flatten(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, ...]` as `[T, outer * C * inner]`; what repeats in time (stride 0) is not copied T times."""
         if x_seq.stride(0) == 0:
             return self.flatten_step(x_seq[0]).expand(len(x_seq), -1)
-        return x_seq.permute(0, *self.order).reshape(len(x_seq), -1)
+        flat = x_seq.permute(0, *self.order).reshape(len(x_seq), -1)
+        return flat if flat[0].is_contiguous() else flat.contiguous()
 
     def _fits(self, out: Tensor) -> bool:
         """Whether `flatten(out)` is a view."""

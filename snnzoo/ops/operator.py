@@ -161,8 +161,7 @@ def _four(x_seq: Tensor, result: NeuronOutput) -> tuple[Tensor, Tensor, Tensor, 
     schema=f"({_COMMON}, str output, ScalarType out_dtype, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(x_seq: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = backends.implementation(backends.choose(x_seq.device)).forward
-    return _four(x_seq, run(x_seq, *_read(*rest)))
+    return _four(x_seq, backends.forward(x_seq, *_read(*rest)))
 
 
 @_forward.register_fake
@@ -178,8 +177,7 @@ def _(x_seq: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _backward(
     grad_sequence: Tensor | None, grad_total: Tensor | None, grad_state: Tensor | None, x_seq: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = backends.implementation(backends.choose(x_seq.device)).backward
-    return run(Gradients(grad_sequence, grad_total, grad_state), x_seq, *_read(*rest))
+    return backends.backward(Gradients(grad_sequence, grad_total, grad_state), x_seq, *_read(*rest))
 
 
 @_backward.register_fake

@@ -1,0 +1,434 @@
+"""The neuron equations as Triton kernels: one pass over all T steps, the state in float32 registers.
+
+The equations are those of `reference`, operation by operation; kernels are launched without contraction to fused
+multiply-adds and divide with correct rounding, so that spikes are equal. A step lies in memory as
+`[outer, channels, inner]` (see `layout`); each program has a block of it, and walks through time.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it leaves no fraction bits, so halves round to even
+SMALLEST_LEVEL = tl.constexpr(2.0**-100)
+
+
+@triton.jit
+def load_parameter(pointer, scalar, channel, mask):
+    """A per-channel parameter, read through the cache, or the scalar where there is no pointer."""
+    value = scalar
+    if pointer is not None:
+        value = tl.load(pointer + channel, mask=mask, other=1.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def load_input(x_ptr, residual_ptr, offsets, mask):
+    """x and what is added to it, in float32."""
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        x = x + tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def charge(v, x, reciprocal_tau, rest, LEAKY: tl.constexpr, DECAY_INPUT: tl.constexpr):
+    """The potential before firing."""
+    if LEAKY:
+        leak = v - rest
+        if DECAY_INPUT:
+            h = v + (x - leak) * reciprocal_tau
+        else:
+            h = v - leak * reciprocal_tau + x
+    else:
+        h = v + x
+    return h
+
+
+@triton.jit
+def reset(h, theta, rest, HARD: tl.constexpr):
+    """v after the step."""
+    if HARD:
+        v = tl.where(h >= theta, rest, h)
+    else:
+        v = tl.where(h >= theta, h - theta, h)
+    return v
+
+
+@triton.jit
+def signed(v, c, x, theta):
+    """An IF neuron that can take a spike back."""
+    v = v + x
+    units = tl.where(v >= theta, 1.0, 0.0) - tl.where((v < 0.0) & (c > 0.0), 1.0, 0.0)
+    worth = units * theta
+    return units, worth, v - worth, c + units
+
+
+@triton.jit
+def refine(m, o, x, theta, power, levels, KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr):
+    """Delta and differential neurons; `levels` is K, or 2^(n-1)."""
+    if DIFFERENTIAL:
+        m = m + x
+    else:
+        m = x
+    r = tl.maximum(m, 0.0) - o
+    if KIND == "delta":
+        q = theta * power
+        r = tl.minimum(tl.maximum(tl.div_rn(r, q + tl.zeros_like(r)), -levels), levels)
+        units = (r + ROUND) - ROUND
+        worth = units * q
+    else:
+        # adding half a mantissa carries into the exponent just if the mantissa is 1.5 or more
+        r = tl.div_rn(r, theta + tl.zeros_like(r))
+        bits = (tl.abs(r).to(tl.int32, bitcast=True) + 0x400000) & 0x7F800000
+        size = tl.minimum(bits.to(tl.float32, bitcast=True), 1.0)
+        size = tl.where(size * levels >= 1.0, size, 0.0)
+        size = tl.where(r < 0.0, -size, size)
+        units = size * levels
+        worth = size * theta
+    return units, worth, m, o + worth
+
+
+@triton.jit(do_not_specialize=["time_steps", "t"])
+def forward_kernel(
+    x_ptr,
+    residual_ptr,
+    sequence_ptr,
+    total_ptr,
+    before_0_ptr,
+    before_1_ptr,
+    after_0_ptr,
+    after_1_ptr,
+    theta_ptr,
+    bias_ptr,
+    offset_ptr,
+    tau_ptr,
+    theta,
+    bias,
+    offset,
+    reciprocal_tau,
+    rest,
+    gamma,
+    power,
+    levels,
+    numel,
+    channels,
+    inner,
+    x_stride,
+    residual_stride,
+    sequence_stride,
+    time_steps,
+    t,
+    KIND: tl.constexpr,
+    HARD: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    HALF_START: tl.constexpr,
+    DIFFERENTIAL: tl.constexpr,
+    PAYLOAD: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All steps of one block of neurons. Pointers are None for what is not there."""
+    REFINES: tl.constexpr = KIND == "delta" or KIND == "differential"
+    offsets, mask, channel = block_of(numel, channels, inner, WIDE, BLOCK)
+    theta = load_parameter(theta_ptr, theta, channel, mask)
+    bias = load_parameter(bias_ptr, bias, channel, mask)
+    offset = load_parameter(offset_ptr, offset, channel, mask)
+    if tau_ptr is not None:
+        reciprocal_tau = tl.load(tau_ptr).to(tl.float32)
+    first = initial(before_0_ptr, theta, rest, offsets, mask, HALF_START, BLOCK)
+    second = tl.zeros([BLOCK], tl.float32)
+    if before_1_ptr is not None:
+        second = tl.load(before_1_ptr + offsets, mask=mask, other=0.0)
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(time_steps):
+        x = load_input(x_ptr, residual_ptr, offsets, mask)
+        if REFINES and DIFFERENTIAL:
+            x = x + tl.where(t == 0, bias, -offset)
+        else:
+            x = x + bias
+        if REFINES:
+            units, worth, first, second = refine(first, second, x, theta, power, levels, KIND, DIFFERENTIAL)
+            power = tl.maximum(power * gamma, SMALLEST_LEVEL)
+        elif KIND == "signed":
+            units, worth, first, second = signed(first, second, x, theta)
+        else:
+            h = charge(first, x, reciprocal_tau, rest, KIND == "lif", DECAY_INPUT)
+            units = tl.where(h >= theta, 1.0, 0.0)
+            worth = units * theta
+            first = reset(h, theta, rest, HARD)
+        y = worth if PAYLOAD else units
+        if sequence_ptr is not None:
+            tl.store(sequence_ptr + offsets, y.to(sequence_ptr.dtype.element_ty), mask=mask)
+            sequence_ptr += sequence_stride
+        if total_ptr is not None:
+            total += y
+        x_ptr += x_stride
+        if residual_ptr is not None:
+            residual_ptr += residual_stride
+        t += 1
+    if total_ptr is not None:
+        tl.store(total_ptr + offsets, total.to(total_ptr.dtype.element_ty), mask=mask)
+    if after_0_ptr is not None:
+        tl.store(after_0_ptr + offsets, first, mask=mask)
+    if after_1_ptr is not None:
+        tl.store(after_1_ptr + offsets, second, mask=mask)
+
+
+@triton.jit
+def block_of(numel, channels, inner, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The offsets of this program's neurons in a step, which of them exist, and their channels."""
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    offsets = program * BLOCK + tl.arange(0, BLOCK)
+    return offsets, offsets < numel, (offsets // inner) % channels
+
+
+@triton.jit
+def initial(before_ptr, theta, rest, offsets, mask, HALF_START: tl.constexpr, BLOCK: tl.constexpr):
+    """The state before the first step: that of an earlier call, or the coding's."""
+    if before_ptr is not None:
+        value = tl.load(before_ptr + offsets, mask=mask, other=0.0)
+    elif HALF_START:
+        value = tl.zeros([BLOCK], tl.float32) + 0.5 * theta
+    else:
+        value = tl.zeros([BLOCK], tl.float32) + rest
+    return value
+
+
+@triton.jit
+def surrogate_gradient(x, alpha, SURROGATE: tl.constexpr):
+    """The derivative of the primitive, as in `snnzoo.surrogate`."""
+    if SURROGATE == "ATan":
+        scaled = 1.5707963267948966 * alpha * x
+        slope = 0.5 * alpha / (1.0 + scaled * scaled)
+    elif SURROGATE == "Sigmoid":
+        p = 1.0 / (1.0 + tl.exp(-alpha * x))
+        slope = alpha * p * (1.0 - p)
+    else:
+        slope = tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0)
+    return slope
+
+
+@triton.jit
+def walk_back(
+    v,
+    grad_v,
+    grad_tau,
+    x_ptr,
+    residual_ptr,
+    grad_sequence_ptr,
+    grad_x_ptr,
+    grad_total,
+    remaining,
+    offsets,
+    mask,
+    theta,
+    worth,
+    bias,
+    reciprocal_tau,
+    rest,
+    alpha,
+    numel,
+    x_stride,
+    residual_stride,
+    grad_stride,
+    LEAKY: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    HARD: tl.constexpr,
+    DETACH: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    LEARN_TAU: tl.constexpr,
+    STEPS: tl.constexpr,
+    SELF: tl.constexpr,
+):
+    """Forward through STEPS steps by calling itself (SELF), and back through them on return.
+
+    Inlined, that is an unrolled loop that keeps every h[t] in registers until its gradient is due.
+    """
+    here = mask & (remaining > 0)
+    x = load_input(x_ptr, residual_ptr, offsets, here) + bias
+    h = charge(v, x, reciprocal_tau, rest, LEAKY, DECAY_INPUT)
+    if STEPS > 1:
+        next_residual_ptr = residual_ptr
+        if residual_ptr is not None:
+            next_residual_ptr = residual_ptr + residual_stride
+        next_grad_ptr = grad_sequence_ptr
+        if grad_sequence_ptr is not None:
+            next_grad_ptr = grad_sequence_ptr + grad_stride
+        grad_v, grad_tau = SELF(
+            reset(h, theta, rest, HARD),
+            grad_v,
+            grad_tau,
+            x_ptr + x_stride,
+            next_residual_ptr,
+            next_grad_ptr,
+            grad_x_ptr + numel,
+            grad_total,
+            remaining - 1,
+            offsets,
+            mask,
+            theta,
+            worth,
+            bias,
+            reciprocal_tau,
+            rest,
+            alpha,
+            numel,
+            x_stride,
+            residual_stride,
+            grad_stride,
+            LEAKY,
+            DECAY_INPUT,
+            HARD,
+            DETACH,
+            SURROGATE,
+            LEARN_TAU,
+            STEPS - 1,
+            SELF,
+        )
+    grad_s = grad_total
+    if grad_sequence_ptr is not None:
+        grad_s += tl.load(grad_sequence_ptr + offsets, mask=here, other=0.0).to(tl.float32)
+    slope = surrogate_gradient(h - theta, alpha, SURROGATE)
+    if HARD:
+        through = tl.where(h >= theta, 0.0, 1.0)
+        if not DETACH:
+            through += (rest - h) * slope
+    else:
+        through = tl.zeros_like(h) + 1.0
+        if not DETACH:
+            through -= theta * slope
+    grad_h = grad_s * worth * slope + grad_v * through
+    grad_x = grad_h
+    before = grad_h
+    if LEAKY:
+        before = grad_h * (1.0 - reciprocal_tau)
+        if DECAY_INPUT:
+            grad_x = grad_h * reciprocal_tau
+        if LEARN_TAU:
+            leak = v - rest
+            if DECAY_INPUT:
+                leak = leak - x
+            grad_tau -= tl.where(here, grad_h * leak, 0.0)
+    tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here)
+    return tl.where(remaining > 0, before, grad_v), grad_tau
+
+
+@triton.jit(do_not_specialize=["time_steps"])
+def backward_kernel(
+    x_ptr,
+    residual_ptr,
+    before_ptr,
+    grad_sequence_ptr,
+    grad_total_ptr,
+    grad_after_ptr,
+    grad_x_ptr,
+    grad_before_ptr,
+    grad_tau_ptr,
+    checkpoint_ptr,
+    theta_ptr,
+    bias_ptr,
+    tau_ptr,
+    theta,
+    bias,
+    reciprocal_tau,
+    rest,
+    alpha,
+    numel,
+    channels,
+    inner,
+    x_stride,
+    residual_stride,
+    grad_stride,
+    time_steps,
+    LEAKY: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    HARD: tl.constexpr,
+    HALF_START: tl.constexpr,
+    DETACH: tl.constexpr,
+    PAYLOAD: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    STEPS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of one block of neurons, in groups of STEPS steps; v before each group waits in checkpoints."""
+    LEARN_TAU: tl.constexpr = grad_tau_ptr is not None
+    offsets, mask, channel = block_of(numel, channels, inner, WIDE, BLOCK)
+    theta = load_parameter(theta_ptr, theta, channel, mask)
+    bias = load_parameter(bias_ptr, bias, channel, mask)
+    worth = theta if PAYLOAD else 1.0
+    if tau_ptr is not None:
+        reciprocal_tau = tl.load(tau_ptr).to(tl.float32)
+    v = initial(before_ptr, theta, rest, offsets, mask, HALF_START, BLOCK)
+    earlier = (time_steps - 1) // STEPS  # groups before the last one
+    for _group in range(earlier):
+        tl.store(checkpoint_ptr + offsets, v, mask=mask)
+        checkpoint_ptr += numel
+        for _step in range(STEPS):
+            x = load_input(x_ptr, residual_ptr, offsets, mask) + bias
+            v = reset(charge(v, x, reciprocal_tau, rest, LEAKY, DECAY_INPUT), theta, rest, HARD)
+            x_ptr += x_stride
+            if residual_ptr is not None:
+                residual_ptr += residual_stride
+            if grad_sequence_ptr is not None:
+                grad_sequence_ptr += grad_stride
+            grad_x_ptr += numel
+    grad_v = tl.zeros([BLOCK], tl.float32)
+    if grad_after_ptr is not None:
+        grad_v = tl.load(grad_after_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad_total = tl.zeros([BLOCK], tl.float32)
+    if grad_total_ptr is not None:
+        grad_total = tl.load(grad_total_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad_tau = tl.zeros([BLOCK], tl.float32)
+    remaining = time_steps - earlier * STEPS
+    for group in range(earlier + 1):
+        grad_v, grad_tau = walk_back(
+            v,
+            grad_v,
+            grad_tau,
+            x_ptr,
+            residual_ptr,
+            grad_sequence_ptr,
+            grad_x_ptr,
+            grad_total,
+            remaining,
+            offsets,
+            mask,
+            theta,
+            worth,
+            bias,
+            reciprocal_tau,
+            rest,
+            alpha,
+            numel,
+            x_stride,
+            residual_stride,
+            grad_stride,
+            LEAKY,
+            DECAY_INPUT,
+            HARD,
+            DETACH,
+            SURROGATE,
+            LEARN_TAU,
+            STEPS,
+            walk_back,
+        )
+        remaining = STEPS
+        checkpoint_ptr -= numel
+        v = tl.load(checkpoint_ptr + offsets, mask=mask & (group < earlier), other=0.0)
+        for _step in tl.static_range(STEPS):  # a product of 32-bit numbers might overflow
+            x_ptr -= x_stride
+            if residual_ptr is not None:
+                residual_ptr -= residual_stride
+            if grad_sequence_ptr is not None:
+                grad_sequence_ptr -= grad_stride
+            grad_x_ptr -= numel
+    tl.store(grad_before_ptr + offsets, grad_v, mask=mask)
+    if LEARN_TAU:
+        tl.store(grad_tau_ptr + tl.program_id(0), tl.sum(grad_tau, axis=0))
