@@ -28,6 +28,7 @@ from snnzoo.checkpoints.inspection import inspect_checkpoint
 from snnzoo.checkpoints.zip_files import check_zip
 from snnzoo.cli.main import main
 from snnzoo.errors import CheckpointError, SnnzooError
+from snnzoo.models import registry
 
 PAYLOADS = corpus.payloads()
 WEIGHT = {"w": torch.arange(6.0).view(2, 3)}
@@ -567,6 +568,23 @@ def test_tensors_of_a_zip_and_of_safetensors_are_mapped_not_copied():
 def test_weights_that_are_not_numbers_load_and_are_counted():
     path = written(corpus.saved({"conv1.weight": torch.tensor([1.0, float("nan"), float("inf")]), "b": torch.ones(2)}))
     assert inspect_checkpoint(path)["not_finite"] == {"conv1.weight": 2}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
+def test_weights_of_a_type_that_means_something_else_are_not_loaded(dtype):
+    net = registry.build("resnet20", nn.ReLU, step_mode="s")
+    weights = {**net.state_dict(), "layer1.0.conv1.weight": net.state_dict()["layer1.0.conv1.weight"].to(dtype)}
+    path = written(corpus.saved(weights))
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight " + str(dtype).removeprefix("torch.")):
+        registry.load_ann_weights(net, read_checkpoint(path), "file.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str)
+def test_weights_of_every_floating_type_are_loaded(dtype):
+    net = registry.build("resnet20", nn.ReLU, step_mode="s")
+    weight = net.state_dict()["layer1.0.conv1.weight"].to(dtype)
+    registry.load_ann_weights(net, {**net.state_dict(), "layer1.0.conv1.weight": weight}, "file.pth")
+    assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], weight.float())
 
 
 # -- At random ---------------------------------------------------------------------------------------------------------

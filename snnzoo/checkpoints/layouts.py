@@ -298,7 +298,8 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
     `num_batches_tracked` may be missing: BN counts batches for training only.
 
     Raises:
-        CheckpointError: with the first few keys of each kind that do not fit, and their number.
+        CheckpointError: with the first few keys of each kind that do not fit, and their number; or those of weights
+            that are integers or complex, which a network would take for something else.
     """
     missing, unexpected, misshapen = compare(expected, given)
     others = [text for text in misshapen if not text.startswith(_CLASSIFIERS)]
@@ -306,6 +307,16 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
         classes, wanted = (tensors[_last_classifier_weight(tensors)].shape[0] for tensors in (given, expected))
         if classes != wanted:
             raise CheckpointError(f"{source}: has {classes} classes, not {wanted}: give --num-classes {classes}")
+    whole = [
+        f"{key} {str(given[key].dtype).removeprefix('torch.')}"
+        for key, value in expected.items()
+        if key in given and value.is_floating_point() and not given[key].is_floating_point()
+    ]
+    if whole:
+        raise CheckpointError(
+            f"{source}: {len(whole)} weights are no real floating-point numbers ({first_few(whole)}): if they are "
+            "quantized, dequantize them first"
+        )
     problems = [
         f"{len(keys)} {kind} ({first_few(keys)})"
         for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
