@@ -1,9 +1,12 @@
 """The multi-step operator: what its arguments mean, whatever implementation runs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from snnzoo import ops
+from snnzoo import ops, surrogate
 
 CODINGS = {
     "if, hard reset": ops.IF(),
@@ -97,6 +100,23 @@ def test_levels_stay_above_zero_however_many_steps_there_are():
     assert sequence.sum().item() == pytest.approx(0.7, abs=1e-6)
 
 
+@pytest.mark.parametrize("function", [surrogate.ATan(), surrogate.Sigmoid(), surrogate.PiecewiseQuadratic()], ids=repr)
+@pytest.mark.parametrize("v_reset", [None, -0.25])
+@pytest.mark.parametrize("decay_input", [False, True])
+def test_the_reference_is_differentiated_rightly_where_spikes_are_smooth(function, v_reset, decay_input):
+    def run(x_seq, residual, v, reciprocal_tau):
+        coding = ops.LIF(
+            v_reset, surrogate=function.primitive, reciprocal_tau=reciprocal_tau, decay_input=decay_input
+        )  # fmt: skip
+        result = ops.multi_step_neuron(
+            x_seq, coding, v_threshold=THETA.double(), residual=residual, state=(v,), output="both", payload=True
+        )
+        return result.sequence, result.total, *result.state
+
+    inputs = noise(4, 2, 3), noise(4, 2, 3, seed=1) * 0.3, noise(2, 3, seed=2), torch.tensor(0.4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(run, [tensor.requires_grad_() for tensor in inputs])
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"v_threshold": torch.ones(4)}, r"4 channels.*\[2, 3, 4\]"),
     ({"residual": torch.ones(5, 2, 3)}, r"residual has shape \[5, 2, 3\], x_seq \[5, 2, 3, 4\]"),
@@ -122,3 +142,8 @@ def test_no_steps_are_an_error():
 def test_an_unknown_backend_is_an_error_that_lists_them():
     with pytest.raises(ValueError, match="one of reference, cpu, triton"), ops.use_backend("cuda"):
         pass
+
+
+def test_importing_the_neurons_imports_no_triton():
+    code = "import sys, snnzoo.neuron, snnzoo.conversion; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -154,7 +154,7 @@ def test_the_sequence_may_overwrite_its_inputs(backend, coding, alias, layouts):
     assert all(map(torch.equal, actual.state, expected.state))
 
 
-@pytest.mark.parametrize("time_steps", [1, 2, 17, 100])
+@pytest.mark.parametrize("time_steps", [1, 2, 70])
 @pytest.mark.parametrize("coding", ["if soft", "signed", "delta", "differential"])
 def test_any_number_of_steps(backend, coding, time_steps):
     device = DEVICES[backend]
@@ -165,7 +165,7 @@ def test_any_number_of_steps(backend, coding, time_steps):
 @pytest.mark.parametrize("coding", ["lif hard", "delta"])
 def test_sizes_beyond_one_block_or_chunk(backend, layout, coding):
     device = DEVICES[backend]
-    shape = (2, 3, 7, 131, 101)
+    shape = (2, 2, 7, 17, 11) if backend == "triton" and INTERPRETED else (2, 3, 7, 131, 101)
     assert_equal_to_reference(
         sequence(shape, layout, device=device),
         CODINGS[coding],
@@ -234,8 +234,9 @@ def test_gradients_equal_those_of_the_reference(backend, case):
     assert_gradients_close(case, shape, dtype, device, v_threshold=theta, bias=0.1)
 
 
-@pytest.mark.parametrize("time_steps", [1, 3, 16, 17, 40])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "static"])
+@pytest.mark.parametrize(
+    ("time_steps", "layout"), [(1, "contiguous"), (3, "channels_last"), (16, "static"), (34, "contiguous")]
+)
 def test_gradients_of_any_number_of_steps_in_any_layout(backend, time_steps, layout):
     device, shape = DEVICES[backend], (time_steps, 2, 3, 3, 3)
     for seed, coding in enumerate((ops.LIF(None, reciprocal_tau=0.4), ops.IF())):
