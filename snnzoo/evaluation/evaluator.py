@@ -88,6 +88,8 @@ def evaluate(
     runner = Runner(net, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
     bits = net.conversion.coding.event_bits if isinstance(net.conversion, Conversion) else 1
     found = partial.load() if partial and resume else None
+    if found and found[0].time_steps != time_steps:
+        found = None
     counted = found or (Tally.empty(time_steps, _classes(ann)), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(shard.rank, -(-total // batch_size), shard.count)[counted[1] :]
     try:

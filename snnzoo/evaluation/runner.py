@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snnzoo.conversion.file import Conversion
-from snnzoo.conversion.inputs import ann_input, network_input
+from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.inference import prepare_for_inference
@@ -99,6 +99,7 @@ class Runner:
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, self.dtype, non_blocking=True)
         expected = self.ann(ann_input(images))
+        self.meter.input_events = has_frames(images)
         with self.meter:
             return expected, self.fast(network_input(images, self.coding, self.time_steps))
 
