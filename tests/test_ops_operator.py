@@ -91,6 +91,13 @@ def test_compiled_training_equals_eager_training():
         torch.testing.assert_close(one, other)
 
 
+def test_compiled_training_goes_on_behind_neurons_without_a_gradient():
+    torch._dynamo.reset()
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), neurons.DeltaNode(step_mode="m"), torch.nn.Linear(3, 2))
+    torch.compile(net, fullgraph=True, backend="aot_eager")(torch.randn(5, 2, 4)).sum().backward()
+    assert net[2].weight.grad.abs().sum() > 0
+
+
 def test_custom_surrogates_and_charges_still_work():
     class Leaky(neuron.IFNode):
         def charge(self, v, x):

@@ -196,6 +196,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    if ctx.settings[1] not in ("if", "lif"):
+        return (None,) * 16  # only binary spikes have a surrogate gradient
     _, residual, state_0, *_, tau = ctx.saved_tensors
     grad_sequence, grad_total, grad_state = (None if g is None or g.numel() == 0 else g for g in grads[:3])
     grad_x, grad_v, grad_tau = torch.ops.snnzoo.multi_step_neuron_backward(
