@@ -16,7 +16,10 @@ from snnzoo.conversion.codings import neuron_sites
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.inference import engine
+from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.models.registry import MODELS
+from snnzoo.neuron import IFNode, LIFNode
+from snnzoo.ops import backends
 
 QUICK = [name for name in MODELS if not re.search(r"101|152|1202|wide", name)]  # the others are among the slow tests
 RECIPES = ("delta", "differential", "signed", "rate")
@@ -36,21 +39,26 @@ def trained(name, kind="if", **kwargs):
     return shake_batch_norm(net).double().eval()
 
 
-def converted(name, recipe="delta", **kwargs):
-    """As conversion leaves it, but with thresholds and biases drawn at random."""
+def install_random(net, recipe):
+    """Neurons as conversion leaves them, but with thresholds and biases drawn at random; `net` is an ANN."""
     generator = torch.Generator().manual_seed(3)
-    torch.manual_seed(0)
-    net = snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", **{**arguments_of(name), **kwargs})
-    net = shake_batch_norm(net).double().eval()
+    functional.set_step_mode(net, "s")
     parameters = {
         site: {
-            "v_threshold": torch.rand(len(offset), generator=generator, dtype=torch.float64) + 0.1,
-            "bias": torch.randn(len(offset), generator=generator, dtype=torch.float64) * 0.1,
+            "v_threshold": torch.rand(len(offset), generator=generator, dtype=offset.dtype) + 0.1,
+            "bias": torch.randn(len(offset), generator=generator, dtype=offset.dtype) * 0.1,
             "offset": offset,
         }
         for site, offset in resting_inputs(net).items()
     }
     codings.install(net, codings.CODINGS[recipe](), parameters)
+
+
+def converted(name, recipe="delta", **kwargs):
+    torch.manual_seed(0)
+    net = snnzoo.create_model(name, neuron=nn.ReLU, **{**arguments_of(name), **kwargs})
+    net = shake_batch_norm(net).double().eval()
+    install_random(net, recipe)
     return net
 
 
@@ -248,3 +256,34 @@ def test_what_has_no_fast_form_is_named():
         prepare_for_inference(net)
     with pytest.raises(ValueError, match=r"\[T, N, C, H, W\], got \[1, 3, 32, 32\]"):
         prepare_for_inference(trained("resnet20"))(images(1, 3, 32, 32))
+
+
+SMALL = {"if": IFNode, "lif": LIFNode, "delta": "delta", "differential": "differential", "signed": "signed"}
+
+
+@pytest.mark.skipif(backends.missing("triton") is not None, reason="no Triton here")
+@pytest.mark.parametrize("kind", list(SMALL))
+def test_with_the_kernels_of_a_gpu_logits_are_those_of_the_network(kind):
+    """Under Triton's interpreter where there is no GPU: static stem, residual, sums and pieces of time."""
+    torch.manual_seed(0)
+    node = SMALL[kind] if not isinstance(SMALL[kind], str) else nn.ReLU
+    net = shake_batch_norm(CifarResNet(1, neuron=node, num_classes=3)).eval()
+    if isinstance(SMALL[kind], str):
+        install_random(net, SMALL[kind])
+    x = images(1, 3, 8, 8).float()
+    with snnzoo.ops.use_backend("reference"):
+        fast = prepare_for_inference(net)
+        want = [(fast(x_seq), fast.final(x_seq)) for x_seq in (x.expand(9, *x.shape), images(2, 1, 3, 8, 8).float())]
+    with snnzoo.ops.use_backend("triton"):
+        got = [(fast(x_seq), fast.final(x_seq)) for x_seq in (x.expand(9, *x.shape), images(2, 1, 3, 8, 8).float())]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [trained, converted])
+def test_compiled_logits_are_those_of_the_network(make):
+    net, x = make("resnet20").float(), images(2, 3, 32, 32).float()
+    plain, compiled = prepare_for_inference(net), prepare_for_inference(net, compile=True)
+    for x_seq in (x.expand(3, *x.shape), x.expand(10, *x.shape), images(2, 1, 3, 32, 32).float()):
+        torch.testing.assert_close(compiled(x_seq), plain(x_seq), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled.final(x_seq), plain.final(x_seq), rtol=1e-4, atol=1e-4)
