@@ -240,6 +240,17 @@ def test_what_nir_cannot_express_names_the_layer_and_the_alternative(recipe):
         to_nir(net, (3, 32, 32))
 
 
+def test_max_pools_behind_a_neuron_are_refused_with_the_only_alternative():
+    for net, shape in (
+        (snnzoo.create_model("sew_resnet18", num_classes=3), (3, 32, 32)),
+        (snnzoo.create_model("vgg11", num_classes=3, hidden_features=8), (3, 32, 32)),
+    ):
+        with pytest.raises(
+            SnnzooError, match=r"max pooling behind a neuron, which NIR has not: export with --format onnx"
+        ):
+            to_nir(net, shape, stem=False)
+
+
 def test_an_ann_is_no_spiking_network():
     with pytest.raises(SnnzooError, match="no spiking neurons"):
         to_nir(snnzoo.create_model("resnet20", neuron=nn.ReLU), (3, 32, 32))

@@ -32,7 +32,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion.file import Conversion
 from snnzoo.errors import SnnzooError
 from snnzoo.export.recording import Call, record
-from snnzoo.layer import Readout
+from snnzoo.layer import AccumulatingMaxPool2d, Readout
 from snnzoo.models.cifar_resnet import OptionAShortcut
 from snnzoo.models.resnet import SpikingNet
 from snnzoo.neuron import ThresholdNode
@@ -171,8 +171,12 @@ class _Builder:
             return self._neuron(call, operation, x)
         passed = isinstance(operation, _PASSED) or (isinstance(operation, Readout) and operation.kind == "mean")
         if not passed:
-            raise _cannot(call)
+            raise _cannot(call, in_stem=self._in_stem())
         return x
+
+    def _in_stem(self) -> bool:
+        """Whether no neuron has been added yet."""
+        return not any(isinstance(node, (nir.IF, nir.LIF, nir.Threshold)) for node in self.nodes.values())
 
     def _give(self, name: str, node: nir.NIRNode | _Draft, worth: Tensor, shape: tuple[int, ...]) -> _Signal:
         """Add a node, whose output is worth that much."""
@@ -331,12 +335,14 @@ class _Builder:
         return integrator
 
 
-def _cannot(call: Call) -> SnnzooError:
+def _cannot(call: Call, *, in_stem: bool = False) -> SnnzooError:
     """What NIR cannot express, and what to do instead."""
     operation = call.operation
-    if isinstance(operation, nn.MaxPool2d):
+    if isinstance(operation, nn.MaxPool2d) and in_stem:
         what = "max pooling, which NIR has not: --without-stem leaves out what is before the first neuron (the host "
         what += "then computes its input), and --format onnx exports all"
+    elif isinstance(operation, (nn.MaxPool2d, AccumulatingMaxPool2d)):
+        what = "max pooling behind a neuron, which NIR has not: export with --format onnx"
     elif isinstance(operation, ThresholdNode):
         what = f"{type(operation).__name__}, which is no binary IF or LIF neuron, all that NIR has: convert with "
         what += "--recipe rate, or export with --format onnx"

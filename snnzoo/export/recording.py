@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from snnzoo.base import MemoryModule
 from snnzoo.functional import reset_net, set_step_mode
-from snnzoo.neuron import ThresholdNode
 
 _ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 
@@ -31,7 +31,7 @@ class Call:
 
 
 class Recording(TorchFunctionMode):
-    """Records the modules without children, and the neurons, that run in its context, and functions between them."""
+    """Records the modules of `leaves` that run in its context, and functions between them."""
 
     def __init__(self, net: nn.Module, x: Tensor) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class Recording(TorchFunctionMode):
 
 
 def leaves(net: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The modules that are recorded: neurons, and what has no modules inside."""
+    """The modules that are recorded: those with state, such as neurons, and those with no modules inside."""
     found = []
     for name, module in net.named_children():
-        if isinstance(module, ThresholdNode) or not any(True for _ in module.children()):
+        if isinstance(module, MemoryModule) or not any(True for _ in module.children()):
             found.append((prefix + name, module))
         else:
             found += leaves(module, f"{prefix}{name}.")
