@@ -101,7 +101,7 @@ def compare(
             compiled = snnzoo.prepare_for_inference(net, dtype=options.dtype, device=device, compile=True)
             runs["fast_compiled"] = lambda: compiled(x_seq)
         seconds = measure.interleaved(runs, options.repeats, device)
-        memory = {name: measure.peak_memory(run, device) for name, run in runs.items()}
+        memory = measure.peak_memories(runs, fast, x_seq)
         flops, moved = flops_and_bytes(fast, x_seq)
     floor = {"arithmetic": flops / rates["matmul_flops"], "memory": moved / rates["copy_bytes"]}
     best_peer = min(peers, key=lambda name: seconds[name])

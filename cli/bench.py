@@ -138,7 +138,9 @@ def _measure(
     with torch.inference_mode():
         runs = measure.contenders(net.to(device, dtype), ann.to(device, dtype), fast, images, time_steps)
         seconds = measure.interleaved(runs, repeats, device, lambda done, total: progress(done, total, "measuring"))
-        for name, run in runs.items():
+        x_seq = images.expand(time_steps, *images.shape)
+        memory = measure.peak_memories(runs, fast, x_seq)
+        for name in runs:
             row = {
                 "name": name,
                 "seconds": seconds[name],
@@ -146,7 +148,7 @@ def _measure(
                 "ms_per_step": 1000 * seconds[name] / time_steps,
                 "ratio_to_ann": seconds[name] / seconds["ann"],
                 "ratio_to_ann_folded": seconds[name] / seconds["ann_folded"],
-                "peak_memory": measure.peak_memory(run, device),
+                "peak_memory": memory[name],
             }
             results.append(row)
         layers = measure.layer_seconds(fast, runs["fast"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+import snnzoo
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.loading import batches
 from snnzoo.evaluation.runner import BatchLimit
@@ -156,3 +157,21 @@ def test_a_run_that_does_not_fit_is_the_callers_to_handle(recorder):
     with pytest.raises(torch.OutOfMemoryError):
         cache.run("large", small_gpu(1)[0], torch.ones(2))
     assert not cache.functions
+
+
+def test_a_network_is_recorded_for_each_shape_of_input_and_runs_by_itself_under_hooks(recorder, monkeypatch):
+    monkeypatch.setattr(graphs, "capture", lambda function, x, pool: recorder.append(tuple(x.shape)) or function)
+    net = snnzoo.create_model("resnet20", num_classes=3).eval()
+    plain, fast = snnzoo.prepare_for_inference(net), snnzoo.prepare_for_inference(net)
+    fast._graphs = graphs.GraphCache()
+    x = torch.randn(4, 3, 8, 8)
+    # a static image of 2 x 2 steps, and two different ones, have as many images in memory
+    inputs = [x.expand(2, *x.shape), x.unflatten(0, (2, 2)), x.expand(2, *x.shape), x.expand(3, *x.shape)]
+    for x_seq in inputs:
+        torch.testing.assert_close(fast(x_seq), plain(x_seq))
+        torch.testing.assert_close(fast.final(x_seq), plain.final(x_seq))
+    assert recorder == [(4, 3, 8, 8)] * 6
+    fast.network.conv1.register_forward_hook(lambda *_: None)
+    fast(x.expand(5, *x.shape))
+    fast.without_graphs()(x.expand(6, *x.shape))
+    assert len(recorder) == 6

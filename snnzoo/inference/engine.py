@@ -103,6 +103,10 @@ class InferenceNetwork:
         """
         return self._run(x_seq, self._after_all_steps)
 
+    def without_graphs(self) -> InferenceNetwork:
+        """The same network, launched from Python at each call."""
+        return InferenceNetwork(self.network, self.dtype, self.device, self.memory_format, None)
+
     @torch.inference_mode()
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim != 5:
@@ -124,7 +128,7 @@ class InferenceNetwork:
 
         if self._graphs is None or _has_hooks(self.network):
             return run(images)
-        return self._graphs.run((images.shape, time_steps, readout.__name__), run, images)
+        return self._graphs.run((images.shape, batch, time_steps, readout.__name__), run, images)
 
     def _reset(self, *, keeps_state: bool) -> None:
         reset_net(self.network)

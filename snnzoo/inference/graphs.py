@@ -26,15 +26,16 @@ def capture(function: Function, x: Tensor, pool: Any = None) -> Function:
         torch.OutOfMemoryError: if the run or its record does not fit the memory.
     """
     held = x.clone()
-    stream = torch.cuda.Stream(x.device)
-    stream.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_RUNS):
-            function(held)
-    torch.cuda.current_stream(x.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        output = function(held)
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                function(held)
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            output = function(held)
 
     def replay(x: Tensor) -> Tensor:
         held.copy_(x)

@@ -85,6 +85,13 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
         return None
 
 
+def peak_memories(runs: Mapping[str, Run], fast: InferenceNetwork, x_seq: Tensor) -> dict[str, int | None]:
+    """`peak_memory` of contenders. A CUDA graph's memory is set aside for good, so that of a run without it counts."""
+    eager = fast.without_graphs()
+    runs = {**runs, "fast": lambda: eager(x_seq), "fast_final": lambda: eager.final(x_seq)}
+    return {name: None if name.endswith("_graph") else peak_memory(run, fast.device) for name, run in runs.items()}
+
+
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
