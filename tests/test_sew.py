@@ -45,15 +45,17 @@ def test_connections_are_those_of_the_paper():
 def test_step_by_step_equals_layer_by_layer(name, connect):
     if connect != "ADD" and name not in ("sew_resnet18", "sew_resnet50"):
         pytest.skip("the connection is the same in deeper networks")
-    x_seq = torch.randn(3, 2, 3, 32, 32, dtype=torch.float64)
+    x_seq = torch.randn(3, 1, 3, 32, 32, dtype=torch.float64)
     weights = None
-    for make in NEURONS.values():
+    deep = name in ("sew_resnet101", "sew_resnet152")
+    for kind, make in list(NEURONS.items())[:: 3 if deep else 1]:  # of the deep ones, IF hard and LIF soft
         net = snnzoo.create_model(name, neuron=make, num_classes=5, connect=connect)
         if weights is None:
             weights = firing(net).state_dict()
         net.double().eval().load_state_dict(weights)
         assert_patterns_agree(net, x_seq)
-        assert_patterns_agree(net, x_seq[0].expand(3, *x_seq[0].shape))
+        if kind == "IF soft":
+            assert_patterns_agree(net, x_seq[0].expand(3, *x_seq[0].shape))
 
 
 @pytest.mark.parametrize("block", [SEWBasicBlock, SEWBottleneck])

@@ -2,7 +2,8 @@
 
 The ANN and the spiking network run side by side, segment by segment (the stem, then block by block). Only
 the input of the current segment is kept, and of what reaches a neuron a random sample of positions: memory
-is bounded, whatever the network's depth and the number of images.
+is bounded, whatever the network's depth and the number of images. Where activations are large, as at the
+front of a VGG, fewer images are run; the others join, through all that is converted, where there is room.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net, set_step_mode
 from snnzoo.models.resnet import SpikingNet
 
+Segment = Callable[[Tensor], Tensor]
 Parameters = dict[str, dict[str, Tensor]]
 Batches = list[tuple[Tensor, Tensor]]  # inputs of a segment: the ANN's [N, ...], the spiking network's [T, N, ...]
 
-KEPT_BYTES = 2 << 30  # inputs of a segment, of both networks: more images than fit are left out
+KEPT_BYTES = 2 << 30  # inputs of a segment, of both networks: more images than fit wait for a later one
+FEWEST_IMAGES = 16  # that are run even so
 SAMPLED_VALUES = 1 << 23  # inputs of one neuron site, T included
 SAMPLED_POSITIONS = 1 << 14  # of each channel
 
@@ -132,9 +135,11 @@ def calibrate(
     accumulate_in_pools(snn)
     set_step_mode(snn, "m")
     weight = next(ann.parameters())
-    images = images[: images_that_fit(ann, images, time_steps)].to(weight.device, weight.dtype)
-    parts = images.split(batch_size)
-    batches = [(ann_input(part), network_input(part, coding, time_steps)) for part in parts]
+    fits = images_that_fit(ann, images, time_steps)
+    images = images[: max(fits.values())].to(weight.device, weight.dtype)
+    batches: Batches = []
+    used = 0
+    passed: list[tuple[Segment, Segment]] = []
     offsets = resting_inputs(ann)
     generator = torch.Generator().manual_seed(seed)
     parameters: Parameters = {}
@@ -142,11 +147,19 @@ def calibrate(
     segments, sites = snn.segments(), neuron_sites(snn)
     with torch.inference_mode():
         for segment, ann_segment in ann.segments().items():
-            for name in (site for site in sites if site.rpartition(".")[0] == segment):
+            for start in range(used, fits[segment], batch_size):
+                part = images[start : min(start + batch_size, fits[segment])]
+                x, x_seq = ann_input(part), network_input(part, coding, time_steps)
+                reset_net(snn)
+                for ann_before, before in passed:
+                    x, x_seq = ann_before(x), before(x_seq)
+                batches.append((x, x_seq))
+            used = fits[segment]
+            for name in _sites_in(segment, sites):
                 collector = _Collector(ann.get_submodule(name), snn.get_submodule(name), percentile, generator)
                 for x, x_seq in batches:
                     reset_net(snn)
-                    collector.run(ann_segment, segments[segment], x, x_seq, len(images))
+                    collector.run(ann_segment, segments[segment], x, x_seq, used)
                     report(len(x), name)
                 site = collector.site(name, coding, name == sites[0], offsets[name])
                 parameters[name] = fit(site)
@@ -156,23 +169,41 @@ def calibrate(
                 reset_net(snn)
                 batches[i] = ann_segment(x), segments[segment](x_seq)
                 report(len(x), segment or "stem")
+            passed.append((ann_segment, segments[segment]))
     return parameters, reports
+
+
+def _sites_in(segment: str, sites: list[str]) -> list[str]:
+    return [site for site in sites if site.rpartition(".")[0] == segment]
 
 
 def work(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
     """What `calibrate` reports in all."""
-    return (len(neuron_sites(ann)) + len(ann.segments())) * images_that_fit(ann, images, time_steps)
+    sites = neuron_sites(ann)
+    fits = images_that_fit(ann, images, time_steps)
+    return sum(count * (len(_sites_in(segment, sites)) + 1) for segment, count in fits.items())
 
 
-def images_that_fit(ann: SpikingNet, images: Tensor, time_steps: int) -> int:
-    """How many of `images` can be run with no more than `KEPT_BYTES` kept; at least one batch of 16."""
+def images_that_fit(ann: SpikingNet, images: Tensor, time_steps: int) -> dict[str, int]:
+    """How many of `images` each segment is given, so that what is kept before and after it fits `KEPT_BYTES`.
+
+    Never fewer than the segment before it: an image stays to the end.
+    """
     weight = next(ann.parameters())
-    x, largest = ann_input(images[:1].to(weight.device, weight.dtype)), 0
+    x = ann_input(images[:1].to(weight.device, weight.dtype))
+    sizes: dict[str, int] = {}
+    size = 0  # the images themselves are held anyway
     with torch.inference_mode():
-        for segment in ann.segments().values():
+        for name, segment in ann.segments().items():
             x = segment(x)
-            largest = max(largest, x.numel() * x.element_size())
-    return min(len(images), max(16, KEPT_BYTES // (largest * (time_steps + 1))))
+            size, before = x.numel() * x.element_size() * (time_steps + 1), size
+            sizes[name] = max(size, before)
+    fits: dict[str, int] = {}
+    fewest = len(images)
+    for name in reversed(sizes):
+        fewest = min(fewest, max(FEWEST_IMAGES, KEPT_BYTES // sizes[name]))
+        fits[name] = fewest
+    return {name: fits[name] for name in sizes}
 
 
 class _Collector:
