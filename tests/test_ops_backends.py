@@ -174,6 +174,33 @@ def test_sizes_beyond_one_block_or_chunk(backend, layout, coding):
     )
 
 
+@pytest.mark.skipif("triton" not in DEVICES, reason="needs triton")
+def test_offsets_of_64_bits_give_the_same(monkeypatch):
+    from snnzoo.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "WIDE_FROM", 0)
+    device, shape = DEVICES["triton"], (4, 2, 3, 5)
+    with ops.use_backend("triton"):
+        for coding in ("if soft", "delta"):
+            assert_equal_to_reference(sequence(shape, device=device), CODINGS[coding])
+        case = ("lif", None, False, surrogate.ATan())
+        assert_gradients_close(case, shape, torch.float32, device, v_threshold=0.7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_cuda_graph_replays_it(coding):
+    x_seq, coding = sequence((5, 2, 3, 7), device="cuda"), to_device(CODINGS[coding], "cuda")
+    arguments = {"v_threshold": per_channel((5, 2, 3, 7), "cuda"), "payload": True}
+    expected = ops.multi_step_neuron(x_seq, coding, **arguments).sequence  # compiles the kernel
+    static, graph = torch.zeros_like(x_seq), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sequence_of_graph = ops.multi_step_neuron(static, coding, **arguments).sequence
+    static.copy_(x_seq)
+    graph.replay()
+    assert torch.equal(sequence_of_graph, expected)
+
+
 def test_a_static_residual_and_an_empty_batch(backend):
     device, shape = DEVICES[backend], (5, 2, 3, 4)
     residual = sequence(shape, "static", device=device, seed=1)

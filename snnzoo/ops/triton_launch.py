@@ -18,6 +18,7 @@ INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 MOST_STEPS = 16  # of a backward pass that stay in registers; with a learned 1/tau, half of them
 WARPS = 4
+WIDE_FROM = 2**31 - 2**16  # neurons of a step: beyond, offsets need 64 bits
 
 
 def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
@@ -48,7 +49,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             _flat(layout, after_0),
             _flat(layout, after_1),
             *flat.tensors,
-            _tau_tensor(coding),
+            _tau_tensor(coding, x_seq),
             *flat.scalars,
             _tau(coding),
             _rest(coding),
@@ -69,7 +70,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             HALF_START=isinstance(coding, Signed) or (isinstance(coding, IF) and coding.half_start),
             DIFFERENTIAL=reference.enters_once(coding),
             PAYLOAD=arguments.payload if arguments.output == "sum" else arguments.sequence_payload,
-            WIDE=layout.numel > 2**31 - 2**16,
+            WIDE=layout.numel > WIDE_FROM,
             BLOCK=block,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -92,7 +93,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
     flat = _Flat(layout, x_seq, arguments)
     block = _block(layout, 4)
     programs = triton.cdiv(layout.numel, block)
-    tau = _tau_tensor(coding)
+    tau = _tau_tensor(coding, x_seq)
     steps = min(MOST_STEPS if tau is None else MOST_STEPS // 2, triton.next_power_of_2(time_steps))
     earlier_groups = (time_steps - 1) // steps
     checkpoints = x_seq.new_empty((max(1, earlier_groups * layout.numel),), dtype=torch.float32)
@@ -131,7 +132,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
             PAYLOAD=arguments.payload,
             SURROGATE=type(surrogate).__name__,
             STEPS=steps,
-            WIDE=layout.numel > 2**31 - 2**16,
+            WIDE=layout.numel > WIDE_FROM,
             BLOCK=block,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -178,9 +179,9 @@ def _rest(coding: Coding) -> float:
     return (coding.v_reset or 0.0) if isinstance(coding, IF) else 0.0
 
 
-def _tau_tensor(coding: Coding) -> Tensor | None:
+def _tau_tensor(coding: Coding, x_seq: Tensor) -> Tensor | None:
     tau = getattr(coding, "reciprocal_tau", None)
-    return tau if isinstance(tau, Tensor) else None
+    return tau.to(x_seq.device) if isinstance(tau, Tensor) else None
 
 
 def _tau(coding: Coding) -> float:
