@@ -565,9 +565,13 @@ def test_tensors_of_a_zip_and_of_safetensors_are_mapped_not_copied():
         assert torch.equal(read["w"], big["w"])
 
 
-def test_weights_that_are_not_numbers_load_and_are_counted():
-    path = written(corpus.saved({"conv1.weight": torch.tensor([1.0, float("nan"), float("inf")]), "b": torch.ones(2)}))
-    assert inspect_checkpoint(path)["not_finite"] == {"conv1.weight": 2}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_that_are_not_numbers_load_and_are_counted(dtype):
+    weight = torch.tensor([1.0, float("nan"), float("inf")]).to(dtype)
+    bad = 3 - int(weight.float().isfinite().sum())  # float8_e4m3fn has no infinity
+    assert bad == (1 if dtype == torch.float8_e4m3fn else 2)
+    path = written(corpus.saved({"conv1.weight": weight, "b": torch.ones(2)}))
+    assert inspect_checkpoint(path)["not_finite"] == {"conv1.weight": bad}
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
@@ -664,3 +668,27 @@ def test_a_few_mutated_files_do_no_harm(tmp_path):
 @pytest.mark.slow
 def test_twelve_thousand_mutated_files_do_no_harm(tmp_path):
     check(mutated_files(1_000_000, 12_000, tmp_path), 12_000)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from snnzoo.checkpoints.inspection import inspect_checkpoint
+inspect_checkpoint(Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_the_peak_memory_of_a_large_file_is_bounded(kind, dtype):
+    if kind == "legacy" and dtype != torch.float32:
+        pytest.skip("torch.save writes no such file that torch.load reads")
+    content = {"conv1.weight": torch.zeros(200 << 20, dtype=torch.uint8).view(dtype)}
+    path = written(save(content) if kind == "safetensors" else corpus.saved(content, zipped=kind == "zip"))
+    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    peak, size = int(done.stdout), path.stat().st_size
+    print(f"\n{kind} of {size:,} bytes: peak {peak:,} bytes")
+    assert peak < 4 * size + (1 << 30)

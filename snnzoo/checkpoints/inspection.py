@@ -57,13 +57,17 @@ def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _not_finite(value: Tensor) -> int:
-    """How many elements are NaN or infinite."""
+    """How many elements are NaN or infinite, a part at a time: what is computed on the way may be larger than all."""
     if not (value.is_floating_point() or value.is_complex()):
         return 0
+    return sum(part.numel() - int(_finite(part).sum()) for part in value.flatten().split(1 << 22))
+
+
+def _finite(value: Tensor) -> Tensor:
     try:
-        return int(value.numel() - value.isfinite().sum())
+        return value.isfinite()
     except (RuntimeError, NotImplementedError):  # no such operation for this 8-bit type
-        return int(value.numel() - value.bfloat16().isfinite().sum())
+        return value.bfloat16().isfinite()
 
 
 def _is_plain(value: Any) -> bool:

@@ -95,18 +95,17 @@ class _Limited:
         raise CheckpointError(f"its pickle is beyond {MAX_TEXT:,} bytes, or damaged: get the file again")
 
 
-def outline(stream: IO[bytes], claims: Claims, persistent: Callable[[Any], Any] | None = None) -> Outline:
+def outline(stream: IO[bytes], claims: Claims) -> Outline:
     """Go through the pickle that begins at the stream's position, and stop behind it.
 
     Args:
         claims: counts the tensors.
-        persistent: what a persistent id stands for, instead of a storage of torch.save.
 
     Raises:
         CheckpointError: if it is damaged, or would do or build anything but tensors, dicts, lists and plain values.
     """
     try:
-        return _Reader(claims, persistent).run(stream)
+        return _Reader(claims).run(stream)
     except CheckpointError:
         raise
     except Exception as error:  # whatever there is to stumble over: an empty stack, a missing memo, a wrong length
@@ -116,10 +115,9 @@ def outline(stream: IO[bytes], claims: Claims, persistent: Callable[[Any], Any] 
 class _Reader:
     """The machine of a pickle, with stand-ins for all that it would call."""
 
-    def __init__(self, claims: Claims, persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(self, claims: Claims) -> None:
         self._claims = claims
         self._outline = Outline()
-        self._persistent_value = persistent or self._storage
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -217,7 +215,7 @@ class _Reader:
         self._stack.append(call(self, *arguments))
 
     def _persistent(self) -> None:
-        self._stack.append(self._persistent_value(self._stack.pop()))
+        self._stack.append(self._storage(self._stack.pop()))
 
     def _storage(self, name: Any) -> _Storage:
         """`("storage", class, key, device, items)`, before 1.6 with a view `(key, offset, items)` of it, or None."""
