@@ -28,7 +28,9 @@ def prepare_for_inference(
 ) -> InferenceNetwork:
     """A network's fast form for evaluation mode. The network itself is not changed.
 
-    BN is folded into convolutions, and its bias, like the residual, is added by the neuron operator.
+    BN is folded into convolutions, and its bias, like the residual, is added by the neuron operator. In float64 the
+    logits are the network's; in float32 and below rounding differs, and where a spike hangs on it, so does the
+    spike. Half precision is closest where the readout is fine: at more steps, or more levels.
 
     Args:
         net: trained or converted; its state is left out.
@@ -99,7 +101,7 @@ class InferenceNetwork:
         """`[T, N, C, H, W] -> [N, classes]`: the readout of all T steps, without those before.
 
         Of a converted network, the logits after the last step; of one with a readout of each step, their mean.
-        It is faster: the last neurons' outputs are summed up as they come, then pooled and classified once.
+        The last neurons' outputs are summed up as they come, then pooled and classified once.
         """
         return self._run(x_seq, self._after_all_steps)
 
