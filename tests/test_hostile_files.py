@@ -1,5 +1,6 @@
 """Nothing in a hostile or broken checkpoint hurts: no code runs, no memory fills, and the error is one clear line."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -90,6 +91,10 @@ OPCODES = {
     "OBJ": b"(cos\nsystem\nX\x0c\0\0\0touch canaryo.",
     "NEWOBJ": b"\x80\x02cos\nsystem\nX\x0c\0\0\0touch canary\x85\x81.",
     "NEWOBJ of a tensor": b"\x80\x02ctorch\nFloatTensor\nJ\0\0\0\x7f\x85\x81.",
+    "NEWOBJ of settings with an argument": b"\x80\x02cargparse\nNamespace\nK\x01\x85\x81.",
+    "REDUCE of settings": b"\x80\x02cargparse\nNamespace\n)R.",
+    "BUILD of settings from no dict": b"\x80\x02cargparse\nNamespace\n)\x81K\x01b.",
+    "BUILD of settings with a state of slots": b"\x80\x02cargparse\nNamespace\n)\x81N}\x86b.",
     "NEWOBJ_EX": b"\x80\x04cos\nsystem\nX\x0c\0\0\0touch canary\x85}\x92.",
     "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R.",
     "EXT1": b"\x80\x02\x82\x01)R.",
@@ -524,6 +529,14 @@ def test_a_training_checkpoint_comes_back_as_torch_reads_it(zipped):
     assert read["hyper_parameters"] == expected["hyper_parameters"]
     torch.testing.assert_close(read["optimizer_states"], expected["optimizer_states"], rtol=0, atol=0)
     assert read["lr_schedulers"] == expected["lr_schedulers"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_the_settings_of_torchvisions_training_script_do_not_keep_its_weights_from_loading(zipped):
+    settings = argparse.Namespace(model="resnet18", lr=0.1, nested={"sizes": [224, 232]}, resume=None)
+    read = read_checkpoint(written(corpus.saved({"model": WEIGHT, "epoch": 3, "args": settings}, zipped=zipped)))
+    assert torch.equal(read["model"]["w"], WEIGHT["w"])
+    assert read["args"] == settings
 
 
 STORED = [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.bool,

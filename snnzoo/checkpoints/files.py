@@ -6,6 +6,7 @@ what they claim to hold is checked against their size before anything is allocat
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import stat
@@ -126,7 +127,8 @@ def _read_pickled(path: Path, kind: str) -> Any:
             file.seek(0)
             warnings.simplefilter("ignore")
             source: Any = path if kind == "zip" and _can_be_mapped(path) else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # it holds values, and has no code to run
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

@@ -2,7 +2,8 @@
 
 `torch.load(weights_only=True)` runs no code of others, but still makes what a pickle asks for: a tensor of more
 elements than the file has, a set with a tensor iterated over, a key that takes years to hash. So a pickle is first
-gone through on paper: only tensors, plain values, and the few calls by which torch.save writes them are let through.
+gone through on paper: only tensors, plain values, the settings of a training script, and the few calls by which
+torch.save writes them are let through.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from snnzoo.checkpoints.limits import MAX_TEXT, Claims, check_name
 from snnzoo.errors import CheckpointError
 
+NAMESPACE = "argparse Namespace"  # in which training scripts, torchvision's too, keep their settings
 MAX_OPERATIONS = 1_000_000
 MAX_DEPTH = 100
 MAX_NODES = 2_000_000  # of the tree, what is in it twice counted twice
@@ -59,6 +61,7 @@ class _Storage:
 
 
 _TENSOR = _Made("tensor")
+_SETTINGS = _Made("settings")
 
 
 @dataclass
@@ -200,10 +203,20 @@ class _Reader:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
 
+    def _new_object(self) -> None:
+        """Without a call: only the settings of training scripts are let through."""
+        arguments, kind = self._stack.pop(), self._stack.pop()
+        if kind != _Global(NAMESPACE) or arguments != ():
+            raise CheckpointError(f"refused, because it makes objects beyond tensors, {_SAVE_ALONE}")
+        self._stack.append(_SETTINGS)
+
     def _build(self) -> None:
-        """The state of a state dict: the versions of its modules."""
+        """The state of a state dict, the versions of its modules; or of settings."""
         state = self._stack.pop()
-        if type(self._stack[-1]) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
+        target = self._stack[-1]
+        if type(state) is dict and target is _SETTINGS and all(type(key) is str for key in state):
+            _check_tree(state)
+        elif type(target) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
             raise CheckpointError(f"refused, because it holds objects with a state, {_SAVE_ALONE}")
 
     def _call(self) -> None:
@@ -293,6 +306,7 @@ _METHODS: dict[str, Callable[[_Reader], None]] = {
     "SETITEM": _Reader._set_item,
     "SETITEMS": _Reader._set_items,
     "BINPERSID": _Reader._persistent,
+    "NEWOBJ": _Reader._new_object,
     "BUILD": _Reader._build,
     "REDUCE": _Reader._call,
 }
@@ -331,7 +345,7 @@ def _damaged() -> NoReturn:
 def _known_global(name: str) -> _Global:
     if name in _REFUSED:
         raise CheckpointError(f"holds {_REFUSED[name]}: save plain ones, {{k: v.detach().clone() for k, v in ...}}")
-    if name not in _CALLS and name not in ITEM_SIZES and name not in _DTYPES:
+    if name not in _CALLS and name not in ITEM_SIZES and name not in _DTYPES and name != NAMESPACE:
         shown = ".".join(name[:80].split(" "))
         raise CheckpointError(f"refused, because it holds pickled objects ({shown!a}), {_SAVE_ALONE}")
     return _Global(name)
