@@ -88,7 +88,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
     grad_v = layout.empty(x_seq, dtype)
     grad_tau = x_seq.new_zeros((), dtype=dtype)
     if layout.numel > 0:
-        rows = Rows(layout, arguments, CHUNK // len(x_seq))
+        rows = Rows(layout, arguments, min(CHUNK // 2, 8 * CHUNK // len(x_seq)))
         worker = _Worker(rows, x_seq, coding, arguments, NeuronOutput(grad_x, None, (grad_v,)))
         flat = Gradients(
             None if grads.sequence is None else rows.of_sequence(grads.sequence),
@@ -159,15 +159,14 @@ class _Worker:
         for step in range(len(self.x)):
             before[step].copy_(v)
             neuron(step, enter(step), spikes)
+        zero = v.new_zeros(())
         grad_v = torch.zeros_like(v) if grads.state is None else grads.state[chunk]
-        grad_tau = v.new_zeros(())
+        grad_tau = zero.clone()
         for step in reversed(range(len(self.x))):
             x = enter(step)
             _charge(coding, v.copy_(before[step]), x, work)
-            grad_s = torch.zeros_like(v)
-            for grad in (None if grads.sequence is None else grads.sequence[step], grads.total):
-                if grad is not None:
-                    grad_s += grad[chunk]
+            reaching = (None if grads.sequence is None else grads.sequence[step], grads.total)
+            grad_s = sum((grad[chunk].to(v.dtype) for grad in reaching if grad is not None), start=zero)
             grad_h = reference.integrate_and_fire_backward(coding, v, theta, grad_s * worth, grad_v)
             grad_x, grad_v, to_tau = reference.charge_backward(coding, before[step], x, grad_h)
             sequence[step, chunk].copy_(grad_x)

@@ -108,13 +108,15 @@ def integrate_and_fire_backward(coding: IF, h: Tensor, theta: Parameter, grad_s:
 
 
 def charge_backward(coding: IF, v: Tensor, x: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of x[t] and v[t-1], and of 1/tau at each neuron, from that of h[t] = charge(v[t-1], x[t])."""
+    """The gradients of x[t] and v[t-1], and of a 1/tau to be learned at each neuron, from that of h[t]."""
     if not isinstance(coding, LIF):
         return grad_h, grad_h, None
-    leak, share = v - (coding.v_reset or 0.0), 1 - coding.reciprocal_tau
-    if coding.decay_input:
-        return grad_h * coding.reciprocal_tau, grad_h * share, grad_h * (x - leak)
-    return grad_h, grad_h * share, -grad_h * leak
+    tau = coding.reciprocal_tau
+    grad_x = grad_h * tau if coding.decay_input else grad_h
+    if not isinstance(tau, Tensor):
+        return grad_x, grad_h * (1 - tau), None
+    leak = v - (coding.v_reset or 0.0)
+    return grad_x, grad_h * (1 - tau), grad_h * (x - leak if coding.decay_input else -leak)
 
 
 def signed(x: Tensor, state: tuple[Tensor, ...], theta: Parameter) -> Step:
