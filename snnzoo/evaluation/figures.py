@@ -225,8 +225,8 @@ def _draw_layers(figure: Any, one: Measured, roles: Roles) -> None:
         errors = [max(layer.errors[i], 1e-12) for layer in sites]
         places = range(len(sites))
         axes[1].plot(errors, places, color=roles["series1"], alpha=shades[i], marker=".", label=f"T={row.time_steps}")
-    axes[1].set(title="Conversion error", xlabel="squared, relative to the ANN", xscale="log")
-    axes[1].xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes[1].set(title="Conversion error", xlabel="squared, % of the ANN's", xscale="log")
+    axes[1].xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:g}"))
     axes[1].xaxis.set_major_locator(matplotlib.ticker.LogLocator(numticks=4))
     axes[1].minorticks_off()
     axes[1].grid(True, axis="x", linewidth=0.6)
