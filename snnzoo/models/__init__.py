@@ -1,4 +1,4 @@
-"""Spiking ResNets, by name. Importing this package does not import torch."""
+"""Spiking networks, by name. Importing this package does not import torch."""
 
 from snnzoo.models.registry import create_model, list_models
 
