@@ -367,7 +367,7 @@ def test_a_rate_network_trains_on_with_surrogate_gradients(images):
     net = snnzoo.convert(source, x, "rate", time_steps=4)
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(14):
         functional.reset_net(net)
         loss = nn.functional.cross_entropy(net(x.expand(4, *x.shape))[-1], labels)
         optimizer.zero_grad()
@@ -375,7 +375,7 @@ def test_a_rate_network_trains_on_with_surrogate_gradients(images):
         assert net.conv1.weight.grad.abs().max() > 0
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
+    assert max(losses[-3:]) < losses[0] / 2
 
 
 @pytest.mark.parametrize(("bad", "error", "message"), [
