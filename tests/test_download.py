@@ -400,7 +400,7 @@ def test_processes_that_want_the_same_file_at_once_fetch_it_once(server, manifes
             assert two.stdout.readline() == "waiting for another process that fetches mine.pth\n"
             server.go.set()
             for running in (one, two):
-                out, err = running.communicate(timeout=20)
+                out, err = running.communicate(timeout=60)
                 assert (running.returncode, out.splitlines()[-1], err) == (0, str(cache_path(entry())), "")
     assert server.starts == [0]
     assert cache_path(entry()).read_bytes() == CONTENT
@@ -413,7 +413,7 @@ def test_a_process_that_waits_for_one_that_is_killed_goes_on_where_that_ended(se
         with process("-c", FETCH, manifest_file()) as two:
             assert two.stdout.readline().startswith("waiting")
             one.kill()
-            two.communicate(timeout=20)
+            two.communicate(timeout=60)
             assert two.returncode == 0
     assert server.starts[0] == 0
     assert server.starts[1] > 190_000
@@ -427,7 +427,7 @@ def test_an_interrupted_download_leaves_only_the_partial_file_which_is_resumed(n
     with process("-m", "snnzoo.cli", "download", "resnet18.mine", "--manifest", manifest_file()) as running:
         wait_until(lambda: part.exists() and part.stat().st_size > 190_000)
         running.send_signal(number)
-        _, err = running.communicate(timeout=20)
+        _, err = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert "Traceback" not in err
     assert files() == ["mine.pth.part"]

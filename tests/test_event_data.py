@@ -89,7 +89,7 @@ def test_a_network_to_train_learns_from_frames(name, frames):
 
 
 @pytest.mark.parametrize(("recipe", "options", "tolerance"), [
-    ("delta", {"levels": 7, "gamma": 0.6}, 0.08),
+    ("delta", {"levels": 7, "gamma": 0.8}, 0.08),
     ("differential", {}, 0.1),
     ("signed", {}, 0.6),
     ("rate", {}, 0.6),
