@@ -5,7 +5,8 @@
     python benchmarks/inference.py --models resnet18 --time-steps 4 --json inference.json
 
 All contenders take turns in one process, on the same random images; figures are medians. The spiking networks
-have the same weights and IF neurons (hard reset); `fast_delta` is the ANN converted with the delta recipe.
+have the same weights and IF neurons (hard reset); `fast_delta` is the ANN converted with the delta recipe; on a
+CPU, `..._int8` and `..._int16` have integer weights.
 spikingjelly runs multi-step in every setting that can be had here: as it is, channels-last, with its BN folding,
 under torch.compile (`--compile`), and in half precision with its precision configuration; its best one counts.
 
@@ -20,6 +21,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +88,8 @@ def compare(
     net = build(model, neuron=snnzoo.neuron.IFNode).eval()
     net.load_state_dict(ann.state_dict())
     images = torch.randn(options.batch_size, 3, options.size, options.size).to(device, options.dtype)
-    fast, delta = (
-        snnzoo.prepare_for_inference(n, dtype=options.dtype, device=device)
-        for n in (net, snnzoo.convert(ann, None, levels=3, gamma=0.5, time_steps=time_steps))
-    )
+    delta_net = snnzoo.convert(ann, None, levels=3, gamma=0.5, time_steps=time_steps)
+    fast, delta = (snnzoo.prepare_for_inference(n, dtype=options.dtype, device=device) for n in (net, delta_net))
     x_seq = images.expand(time_steps, *images.shape)
     peers, lacking = spikingjelly(net, model, images, time_steps, options)
     with torch.inference_mode():
@@ -97,6 +97,8 @@ def compare(
         net, ann = net.to(device, options.dtype), ann.to(device, options.dtype)
         runs = measure.contenders(net, ann, fast, images, time_steps)
         runs |= {"fast_delta": lambda: delta(x_seq), "fast_delta_final": lambda: delta.final(x_seq), **peers}
+        if device.type == "cpu":
+            runs |= integer_runs({"fast": net, "fast_delta": delta_net}, x_seq)
         if options.compile:
             compiled = snnzoo.prepare_for_inference(net, dtype=options.dtype, device=device, compile=True)
             runs["fast_compiled"] = lambda: compiled(x_seq)
@@ -126,6 +128,16 @@ def compare(
             for name in runs
         },
     }
+
+
+def integer_runs(nets: dict[str, nn.Module], x_seq: Tensor) -> dict[str, Run]:
+    """The networks with weights of 8 and 16 bits."""
+    runs: dict[str, Run] = {}
+    for name, net in nets.items():
+        for dtype in (torch.int8, torch.int16):
+            rounded = snnzoo.prepare_for_inference(net, dtype=dtype)
+            runs[f"{name}_{str(dtype).removeprefix('torch.')}"] = partial(rounded, x_seq)
+    return runs
 
 
 def spikingjelly(

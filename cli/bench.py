@@ -133,10 +133,10 @@ def _measure(
     from snnzoo.inference import measure
 
     fast = prepare_for_inference(net, dtype=dtype, device=device)
-    images = images.to(device, dtype)
+    images = images.to(device, fast.dtype)
     results = []
     with torch.inference_mode():
-        runs = measure.contenders(net.to(device, dtype), ann.to(device, dtype), fast, images, time_steps)
+        runs = measure.contenders(net.to(images), ann.to(images), fast, images, time_steps)
         seconds = measure.interleaved(runs, repeats, device, lambda done, total: progress(done, total, "measuring"))
         x_seq = images.expand(time_steps, *images.shape)
         memory = measure.peak_memories(runs, fast, x_seq)

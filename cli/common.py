@@ -35,7 +35,7 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model of `snnzoo list`.", autocompletion=_complete_model)
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16; on a CPU also int8, int16: weights.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
 JsonOption = Annotated[
@@ -128,7 +128,8 @@ def write_json(target: str | None, result: dict[str, Any]) -> bool:
     return False
 
 
-DTYPES = ("float32", "float16", "bfloat16")
+INTEGER_DTYPES = ("int8", "int16")  # of weights, on a CPU
+DTYPES = ("float32", "float16", "bfloat16", *INTEGER_DTYPES)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -142,6 +143,8 @@ def check_device_and_dtype(device: str, dtype: str) -> None:
     """Check the names, without importing torch."""
     check_choice("--dtype", dtype, DTYPES)
     check_choice("--device", device.partition(":")[0], DEVICES)
+    if dtype in INTEGER_DTYPES and device.startswith("cuda"):
+        raise UsageError(f"--dtype {dtype} is for CPUs: use --device cpu, or --dtype float16")
 
 
 def check_installed(option: str, modules: tuple[str, ...], extra: str) -> None:

@@ -183,6 +183,11 @@ MISTAKES = {
     "std zero": ([*CONVERT, "--std", "0,1,1"], 2, "std must be positive"),
     "input size zero": ([*CONVERT, "--input-size", "0"], 2, "--input-size must be at least 1"),
     "unknown preset": ([*CONVERT, "--preprocess", "imagnet"], 2, "did you mean imagenet"),
+    "integer weights on a GPU": (
+        ["eval", "{file}", "--data", "digits", "--dtype", "int8", "--device", "cuda"],
+        2,
+        "int8 is for CPUs",
+    ),
     "unknown dtype": (["eval", "{file}", "--data", "digits", "--dtype", "float8"], 2, "float32, float16, bfloat16"),
     "unknown device": (["eval", "{file}", "--data", "digits", "--device", "tpu"], 2, "auto, cpu, cuda"),
     "eval data is empty": (["eval", "{file}", "--data", "{empty}"], 2, "no folders in it: expected one folder a class"),

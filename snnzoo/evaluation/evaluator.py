@@ -66,6 +66,7 @@ def evaluate(
         data: of (image `[C, H, W]`, label), or of (frames of events `[T, C, H, W]`, label), whose mean the ANN sees;
             or two tensors, `[N, C, H, W]` or `[T, N, C, H, W]`, and labels `[N]`.
         time_steps: the T to read out at.
+        dtype: of the fast form, as of `prepare_for_inference`; the ANN runs in float32 where it is int8 or int16.
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
         error_images: how many images of the first batch each layer's error is measured on; none if 0.
@@ -98,8 +99,8 @@ def evaluate(
             if shard.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
                 if error_images:
-                    few = images[:error_images].to(device, dtype)
-                    batch.layer_errors = layer_errors(net.to(device, dtype).eval(), runner.ann, few, time_steps)
+                    few = images[:error_images].to(device, runner.dtype)
+                    batch.layer_errors = layer_errors(net.to(few).eval(), runner.ann, few, time_steps)
             runner.meter.activity = batch.activity
             batch.count(labels.to(device), *runner(images))
             counted = counted[0].plus(batch), counted[1] + 1

@@ -62,7 +62,7 @@ class Runner:
 
     Args:
         net: a converted network. Not changed: it is run in its fast form.
-        ann: its ANN (single-step), moved to `device` and `dtype`.
+        ann: its ANN (single-step), moved to `device` and `dtype` (float32 if that is of integers).
         time_steps: T to run.
         batch_size: the largest number of images at a time.
         notify: gets a line when that number turned out too large.
@@ -80,8 +80,9 @@ class Runner:
         notify: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.fast = prepare_for_inference(net, dtype=dtype, device=device)
-        self.ann = ann.to(device, dtype).eval()
-        self.time_steps, self.device, self.dtype = time_steps, torch.device(device), dtype
+        self.dtype = self.fast.dtype  # of images: float32 where weights are integers
+        self.ann = ann.to(device, self.dtype).eval()
+        self.time_steps, self.device = time_steps, torch.device(device)
         assert isinstance(net.conversion, Conversion)
         self.coding = net.conversion.coding
         self.meter = ActivityMeter(self.fast.network)

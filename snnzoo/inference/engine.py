@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.inference.folding import FoldedNeuron
 from snnzoo.inference.graphs import GraphCache
+from snnzoo.inference.integer import PIECES, round_weights
 from snnzoo.inference.network import FoldedNetwork, fold_network
 from snnzoo.models.resnet import SpikingNet
 from snnzoo.ops.spec import state_dtype
@@ -35,13 +37,15 @@ def prepare_for_inference(
     Args:
         net: trained or converted; its state is left out.
         dtype: of weights and activations, the network's if None. Neurons and the classifier stay float32 or better.
+            On a CPU also torch.int8 or torch.int16: weights of a ResNet's blocks are rounded to so many bits, spikes
+            are whole numbers anyway, and all else is float32.
         device: the network's if None.
         memory_format: of images and activations; `torch.channels_last` is the fastest nearly everywhere.
         cuda_graph: on a CUDA device, record a graph for each shape of input, at the first call with it.
         compile: pass the network through `torch.compile`, which takes minutes at the first call.
 
     Raises:
-        UsageError: for a network, block or neuron that has no fast form.
+        UsageError: for a network, block or neuron that has no fast form, or not in this dtype.
 
     Example:
         >>> fast = prepare_for_inference(snnzoo.create_model("resnet18"))
@@ -50,8 +54,13 @@ def prepare_for_inference(
     weight = next(net.parameters())
     dtype, device = dtype or weight.dtype, torch.device(device or weight.device)
     network = fold_network(net)
+    weights, dtype = dtype, torch.float32 if dtype in PIECES else dtype
     _cast(network, dtype)
     network = network.to(device).to(memory_format=memory_format)
+    if weights in PIECES:
+        if device.type != "cpu" or compile:
+            raise UsageError("integer weights run on a CPU, without torch.compile: use float32 or float16")
+        round_weights(network, weights)
     if compile:
         network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
     graphs = GraphCache() if cuda_graph and device.type == "cuda" else None

@@ -17,6 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from snnzoo import ops
 from snnzoo.neuron import ThresholdNode
+from snnzoo.ops import reference
+from snnzoo.ops.spec import Delta, Differential
 
 NEGLIGIBLE = 1e-5  # so much of an offset, and of the threshold, is rounding
 
@@ -47,6 +49,7 @@ class FoldedNeuron(nn.Module):
     bias: float | Tensor
     offset: float | Tensor
     keeps_state = True
+    sends_units = False  # of a sequence, as int8, instead of what they are worth
 
     def __init__(self, node: ThresholdNode, bias: Tensor) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class FoldedNeuron(nn.Module):
     def reset(self) -> None:
         """Forget the state: the next step is t = 0."""
         self.state: tuple[Tensor, ...] | None = None
-        self.t = 0
+        self.t = self.steps = 0
 
     def forward(self, x_seq: Tensor, residual: Tensor | None = None, output: str = "sequence") -> Tensor:
         """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`."""
@@ -89,13 +92,28 @@ class FoldedNeuron(nn.Module):
             output=output,
             payload=self.payload,
             keep_state=self.keeps_state,
-            out=None if output == "sum" or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
+            out_dtype=torch.int8 if self.sends_units and output == "sequence" else None,
+            out=None if output == "sum" or self.sends_units or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
         )
         self.state = result.state or None
-        self.t += len(x_seq)
+        self.steps = len(x_seq)
+        self.t += self.steps
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
         return outputs
+
+    @property
+    def worth(self) -> float | Tensor:
+        """Of one unit of its spikes at t = 0."""
+        share = 1 / self.coding.largest_unit if isinstance(self.coding, Differential) else 1.0
+        return self.v_threshold * share if self.payload else 1.0
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """Scale what belongs to the steps last run, `[T * N, ...]`, as units shrink from step to step, in place."""
+        if isinstance(self.coding, Delta):
+            levels = reference.powers(self.coding.gamma, self.t - self.steps, self.steps, x.dtype)
+            x.unflatten(0, (self.steps, -1)).mul_(levels.view(-1, *[1] * x.ndim))
+        return x
 
     def extra_repr(self) -> str:
         return f"{self.coding}"

@@ -141,7 +141,13 @@ def kind_of(module: nn.Module) -> str | None:
     """What a layer of a folded network is; None if it does nothing of its own."""
     if isinstance(module, FoldedNeuron):
         return "neuron"
-    names = {"Conv2d": "convolution", "Linear": "linear", "MaxPool2d": "pool", "AdaptiveAvgPool2d": "pool"}
+    names = {
+        "Conv2d": "convolution",
+        "IntegerConv2d": "convolution",
+        "Linear": "linear",
+        "MaxPool2d": "pool",
+        "AdaptiveAvgPool2d": "pool",
+    }
     return names.get(type(module).__name__)
 
 

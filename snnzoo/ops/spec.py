@@ -36,12 +36,24 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Coding:
-    """Base class. `state` names the tensors that are kept from step to step, each of the shape of a step."""
+    """Base class.
+
+    `state` names the tensors that are kept from step to step, each of the shape of a step; `signed` tells whether
+    an output may be negative.
+    """
 
     state: ClassVar[tuple[str, ...]]
+    signed: ClassVar[bool] = True
+
+    @property
+    def largest_unit(self) -> int:
+        """The largest output, in whole units."""
+        return 1
 
     def check_int8(self) -> None:
         """Raise a ValueError unless every output, in whole units, fits an int8."""
+        if self.largest_unit > 127:
+            raise ValueError(f"int8 outputs hold at most 127 units, got {self.largest_unit} of {self}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class IF(Coding):
     charge: Callable[[Tensor, Tensor], Tensor] | None = None
 
     state = ("v",)
+    signed = False
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,9 @@ class Delta(Coding):
 
     state = ("m", "o")
 
-    def check_int8(self) -> None:
-        if self.levels > 127:
-            raise ValueError(f"int8 outputs hold at most 127 levels, got {self.levels}")
+    @property
+    def largest_unit(self) -> int:
+        return self.levels
 
 
 @dataclass(frozen=True)
@@ -122,9 +135,9 @@ class Differential(Coding):
 
     state = ("m", "o")
 
-    def check_int8(self) -> None:
-        if self.levels > 7:
-            raise ValueError(f"int8 outputs hold at most 7 thresholds (spikes up to 64 units), got {self.levels}")
+    @property
+    def largest_unit(self) -> int:
+        return 1 << (self.levels - 1)
 
 
 class NeuronOutput(NamedTuple):

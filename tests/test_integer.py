@@ -1,0 +1,159 @@
+"""Integer weights: the convolutions are those of the rounded weights, and the network stays what it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo import ops, prepare_for_inference
+from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, SignedNode
+from snnzoo.errors import UsageError
+from snnzoo.evaluation.evaluator import evaluate
+from snnzoo.inference.folding import FoldedNeuron
+from snnzoo.inference.integer import IntegerConv2d, SpikeValues
+from snnzoo.neuron import IFNode
+
+NODES = {
+    "if": lambda theta: IFNode(),
+    "rate": RateNode,
+    "signed": SignedNode,
+    "delta": lambda theta: DeltaNode(theta, levels=7, gamma=0.5),
+    "differential": lambda theta: DifferentialNode(theta, levels=6),
+}
+BITS = {torch.int8: 8, torch.int16: 16}
+STEPS, BATCH, CHANNELS = 3, 2, 8
+
+
+def source_of(kind, integer):
+    """A neuron after it ran on random currents, and what it sent."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.rand(CHANNELS, generator=generator) + 0.2
+    neuron = FoldedNeuron(NODES[kind](theta), torch.zeros(CHANNELS))
+    neuron.float()
+    neuron.sends_units = integer
+    current = 2 * torch.randn(STEPS, BATCH, CHANNELS, 6, 6, generator=generator) + 0.5
+    current = current.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (STEPS, BATCH))
+    return neuron, neuron(current).flatten(0, 1)
+
+
+@pytest.mark.parametrize("kind", list(NODES))
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 1, "stride": 2, "groups": 4},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+    ],
+    ids=["3x3", "1x1", "grouped", "dilated"],
+)
+def test_currents_are_those_of_the_rounded_weights(kind, pieces, settings):
+    torch.manual_seed(1)
+    conv = nn.Conv2d(CHANNELS, 12, bias=False, **settings)
+    _, values = source_of(kind, integer=False)
+    neuron, units = source_of(kind, integer=True)
+    assert units.dtype == torch.int8
+    assert units.count_nonzero() > 0
+    current = IntegerConv2d(conv, neuron, pieces)(units)
+    assert current.is_contiguous(memory_format=torch.channels_last)
+
+    exact = copy.deepcopy(conv).double()
+    largest_input = neuron.worth.double().max() if isinstance(neuron.worth, torch.Tensor) else neuron.worth
+    events = nn.functional.conv2d(units.double().abs(), torch.ones_like(exact.weight), None, *_geometry(conv))
+    half_a_unit = conv.weight.abs().max() * largest_input / 127 / 256 ** (pieces - 1) / 2
+    difference = (current - exact(values.double())).abs()
+    assert bool((difference <= events * half_a_unit * 1.01 + 1e-5).all())
+    assert difference.max() > 0 or pieces == 2
+
+
+def _geometry(conv):
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+@pytest.mark.parametrize("kind", list(NODES))
+def test_units_are_worth_what_the_neuron_sends(kind):
+    _, values = source_of(kind, integer=False)
+    neuron, units = source_of(kind, integer=True)
+    torch.testing.assert_close(SpikeValues(neuron)(units), values)
+
+
+def trained(name="resnet18"):
+    torch.manual_seed(0)
+    return shake_batch_norm(snnzoo.create_model(name, num_classes=5)).eval()
+
+
+def converted(name, levels=7):
+    torch.manual_seed(0)
+    ann = shake_batch_norm(snnzoo.create_model(name, num_classes=5, neuron=nn.ReLU)).eval()
+    return snnzoo.convert(ann, torch.randn(16, 3, 32, 32), levels=levels, gamma=0.5, time_steps=4)
+
+
+@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50"])
+def test_logits_of_a_converted_network_stay_near_those_of_float32(name, dtype):
+    net, x = converted(name), torch.randn(4, 3, 32, 32)
+    x_seq = x.expand(4, *x.shape)
+    want, got = (prepare_for_inference(net, dtype=d).final(x_seq) for d in (torch.float32, dtype))
+    assert got.dtype == torch.float32
+    error = (got - want).square().mean() / want.var()
+    assert error < {torch.int8: 0.1, torch.int16: 0.01}[dtype]
+
+
+def test_more_bits_come_closer():
+    net, x = converted("resnet20"), torch.randn(8, 3, 32, 32)
+    x_seq = x.expand(4, *x.shape)
+    exact, *rounded = (prepare_for_inference(net, dtype=d)(x_seq) for d in (torch.float32, torch.int16, torch.int8))
+    fine, coarse = ((logits - exact).square().mean() for logits in rounded)
+    assert fine < coarse
+
+
+@pytest.mark.parametrize("steps", [4, 11])
+def test_each_call_starts_anew_and_pieces_of_time_join(steps):
+    net, x = converted("resnet20"), torch.randn(2, 3, 32, 32)
+    fast = prepare_for_inference(net, dtype=torch.int16)
+    x_seq = x.expand(steps, *x.shape)
+    logits = fast(x_seq)
+    assert torch.equal(fast(x_seq), logits)
+    assert torch.equal(fast(x.expand(2, *x.shape)), logits[:2])
+    torch.testing.assert_close(fast.final(x_seq), logits[-1])
+
+
+def test_an_evaluation_counts_the_same_activity():
+    torch.manual_seed(0)
+    ann = shake_batch_norm(snnzoo.create_model("resnet20", num_classes=5, neuron=nn.ReLU, step_mode="s")).eval()
+    net, x = (
+        snnzoo.convert(ann, torch.randn(16, 3, 32, 32), levels=7, gamma=0.5, time_steps=4),
+        torch.randn(6, 3, 32, 32),
+    )
+    data = x, torch.zeros(len(x), dtype=torch.long)
+    exact, rounded = (evaluate(net, ann, data, [4], dtype=dtype) for dtype in (torch.float32, torch.int16))
+    assert rounded.ann == exact.ann
+    assert [layer.neurons for layer in rounded.layers] == [layer.neurons for layer in exact.layers]
+    (few,), (many,) = rounded.results, exact.results
+    assert few.synaptic_operations == pytest.approx(many.synaptic_operations, rel=0.02)
+
+
+def test_only_resnets_have_integer_weights():
+    with pytest.raises(UsageError, match="only ResNets"):
+        prepare_for_inference(trained("sew_resnet18"), dtype=torch.int8)
+
+
+def test_spikes_too_large_for_eight_bits_are_refused():
+    with pytest.raises(UsageError, match=r"at most 64 units, .* has 100"):
+        prepare_for_inference(converted("resnet20", levels=100), dtype=torch.int8)
+
+
+def test_integer_weights_are_for_cpus_without_compilation():
+    with pytest.raises(UsageError, match="on a CPU"):
+        prepare_for_inference(trained(), dtype=torch.int8, compile=True)
+
+
+def test_the_largest_unit_is_what_the_coding_sends():
+    assert ops.Delta(levels=5).largest_unit == 5
+    assert ops.Differential(levels=7).largest_unit == 64
+    assert ops.IF().largest_unit == ops.Signed().largest_unit == 1
+    assert not ops.IF().signed
