@@ -132,19 +132,24 @@ def table(results: dict[str, Any]) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser)
+    parser.add_argument("--only", default="", help="only networks whose names contain this")
+    parser.add_argument("--json", type=Path, help="where the results are kept")
+    return parser.parse_args()
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that `load` takes."""
     parser.add_argument("model")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with train and test, in ImageFolder layout")
     parser.add_argument("--size", type=int, default=32, help="pixels of the network's input")
     parser.add_argument("--calib", type=int, default=512, help="calibration images")
     parser.add_argument("--limit", type=int, help="test images; all of them if left out")
-    parser.add_argument("--only", default="", help="only networks whose names contain this")
-    parser.add_argument("--json", type=Path, help="where the results are kept")
-    return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
+def load(args: argparse.Namespace) -> tuple[SpikingNet, Tensor, Tensor, Tensor]:
+    """The ANN, calibration images, test images and their labels."""
     settings = override(preset("cifar10"), args.size)
     state_dict = to_torchvision(read_checkpoint(args.checkpoint), str(args.checkpoint))
     found, kwargs = identify(state_dict, str(args.checkpoint))
@@ -153,7 +158,12 @@ def main() -> None:
     images = calibration_images(str(args.data / "train"), settings, args.calib)
     data = limited(labelled_data(str(args.data / "test"), settings, None, 10), args.limit)
     samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-    x, y = torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+    return ann, images, torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+
+def main() -> None:
+    args = parse_arguments()
+    ann, images, x, y = load(args)
     with torch.inference_mode():
         expected = torch.cat([ann(batch) for batch in x.split(125)]).argmax(1)
     results: dict[str, Any] = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from snnzoo import digits
 from snnzoo.checkpoints.files import write_safetensors
@@ -55,3 +56,26 @@ def resnet20_checkpoint():
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     return path
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A converted resnet18 of 7 classes, and its ANN."""
+    import torchvision  # imports triton, which must have heard of its interpreter by then
+
+    import snnzoo
+    from helpers import shake_batch_norm
+    from snnzoo.conversion import build_ann
+
+    torch.manual_seed(0)
+    weights = shake_batch_norm(torchvision.models.resnet18(num_classes=7)).state_dict()
+    ann, other = (build_ann("resnet18", weights, "weights", num_classes=7) for _ in range(2))
+    return snnzoo.convert(other, torch.randn(8, 3, 32, 32), gamma=0.5), ann
+
+
+@pytest.fixture(scope="module")
+def data():
+    """10 images of noise with labels of 7 classes."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(10, 3, 32, 32, generator=generator)
+    return TensorDataset(images, torch.randint(0, 7, (10,), generator=generator))

@@ -48,6 +48,19 @@ def assert_patterns_agree(net, x_seq):
     torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-10, atol=1e-10)
 
 
+def assert_converted_patterns_agree(net, x_seq):
+    """As `assert_patterns_agree`, of a converted network, whose logits change from step to step."""
+    with torch.inference_mode():
+        functional.reset_net(net)
+        functional.set_step_mode(net, "m")
+        layer_by_layer = net(x_seq)
+        functional.reset_net(net)
+        functional.set_step_mode(net, "s")
+        step_by_step = torch.stack([net(x) for x in x_seq])
+    torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-9, atol=1e-9)
+    assert (layer_by_layer[0] != layer_by_layer[-1]).any()
+
+
 def firing(net):
     """Random BN whose shift makes every layer fire."""
     shake_batch_norm(net)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import snnzoo
-from helpers import shake_batch_norm
+from helpers import assert_converted_patterns_agree, shake_batch_norm
 from snnzoo import digits, functional
 from snnzoo.conversion import build_ann, calibration, codings, convert_ann, data_free, load_with_ann, neurons, recipes
 from snnzoo.conversion.recipes import make_recipe
@@ -55,15 +55,7 @@ def test_a_converted_networks_two_patterns_agree_for_static_and_changing_input(n
     source = shake_batch_norm(snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", num_classes=4)).double()
     net = converted(source, images, recipe, time_steps=4)
     for x_seq in (images.expand(5, *images.shape), torch.randn(5, 2, 3, 32, 32, dtype=torch.float64)):
-        with torch.inference_mode():
-            functional.reset_net(net)
-            functional.set_step_mode(net, "m")
-            layer_by_layer = net(x_seq)
-            functional.reset_net(net)
-            functional.set_step_mode(net, "s")
-            step_by_step = torch.stack([net(x) for x in x_seq])
-        torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-9, atol=1e-9)
-        assert (layer_by_layer[0] != layer_by_layer[4]).any()
+        assert_converted_patterns_agree(net, x_seq)
 
 
 @pytest.mark.parametrize(("recipe", "time_steps", "tolerance"), [

@@ -5,30 +5,13 @@ import torch
 import torchvision
 from PIL import Image
 
-import snnzoo
-from helpers import shake_batch_norm
 from snnzoo import functional
-from snnzoo.conversion import build_ann, codings
+from snnzoo.conversion import codings
 from snnzoo.digits import Digits
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
 from snnzoo.evaluation.data import calibration_images, labelled_data, limited
 from snnzoo.preprocess import PRESETS, Preprocess
-
-
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    weights = shake_batch_norm(torchvision.models.resnet18(num_classes=7)).state_dict()
-    ann, other = (build_ann("resnet18", weights, "weights", num_classes=7) for _ in range(2))
-    return snnzoo.convert(other, torch.randn(8, 3, 32, 32), gamma=0.5), ann
-
-
-@pytest.fixture(scope="module")
-def data():
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(10, 3, 32, 32, generator=generator)
-    return torch.utils.data.TensorDataset(images, torch.randint(0, 7, (10,), generator=generator))
 
 
 def test_rates_equal_those_counted_by_hand(networks, data):

@@ -4,30 +4,11 @@ import json
 
 import pytest
 import torch
-import torchvision
 from torch.utils.data import Subset, TensorDataset
 
-import snnzoo
-from helpers import shake_batch_norm
-from snnzoo.conversion import build_ann
 from snnzoo.errors import UsageError
 from snnzoo.evaluation import evaluate
 from snnzoo.evaluation.tally import Tally
-
-
-@pytest.fixture(scope="module")
-def networks():
-    torch.manual_seed(0)
-    weights = shake_batch_norm(torchvision.models.resnet18(num_classes=7)).state_dict()
-    ann, other = (build_ann("resnet18", weights, "weights", num_classes=7) for _ in range(2))
-    return snnzoo.convert(other, torch.randn(8, 3, 32, 32), gamma=0.5), ann
-
-
-@pytest.fixture(scope="module")
-def data():
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(10, 3, 32, 32, generator=generator)
-    return TensorDataset(images, torch.randint(0, 7, (10,), generator=generator))
 
 
 def test_confusion_counts_classes_by_prediction(networks, data):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import snnzoo
-from helpers import NEURONS, assert_patterns_agree, shake_batch_norm
+from helpers import NEURONS, assert_converted_patterns_agree, assert_patterns_agree, shake_batch_norm
 from snnzoo import functional, layer, neuron
 from snnzoo.conversion import build_ann, calibration, codings, load_with_ann, neurons
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
@@ -222,15 +222,7 @@ def test_a_pool_before_the_first_neuron_is_the_only_plain_one():
 def test_a_converted_networks_two_patterns_agree_for_static_and_changing_input(ann, images, recipe):
     net = snnzoo.convert(ann, images, recipe, **RECIPES[recipe])
     for x_seq in (images[:1].expand(5, 1, 3, 32, 32), torch.randn(5, 1, 3, 32, 32, dtype=torch.float64)):
-        with torch.inference_mode():
-            functional.reset_net(net)
-            functional.set_step_mode(net, "m")
-            layer_by_layer = net(x_seq)
-            functional.reset_net(net)
-            functional.set_step_mode(net, "s")
-            step_by_step = torch.stack([net(x) for x in x_seq])
-        torch.testing.assert_close(layer_by_layer, step_by_step, rtol=1e-9, atol=1e-9)
-        assert (layer_by_layer[0] != layer_by_layer[4]).any()
+        assert_converted_patterns_agree(net, x_seq)
 
 
 @pytest.mark.parametrize(("recipe", "options", "time_steps", "tolerance"), [
