@@ -112,7 +112,9 @@ class FoldedNeuron(nn.Module):
         """Scale what belongs to the steps last run, `[T * N, ...]`, as units shrink from step to step, in place."""
         if isinstance(self.coding, Delta):
             levels = reference.powers(self.coding.gamma, self.t - self.steps, self.steps, x.dtype)
-            x.unflatten(0, (self.steps, -1)).mul_(levels.view(-1, *[1] * x.ndim))
+            for level, step in zip(levels.tolist(), x.chunk(self.steps), strict=True):
+                if level != 1:
+                    step.mul_(level)
         return x
 
     def extra_repr(self) -> str:

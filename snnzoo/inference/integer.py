@@ -44,7 +44,7 @@ class IntegerConv2d(nn.Conv2d):
         self.register_parameter("weight", None)
         self._source = (source,)  # in a tuple: it is no part of this module
         self.zero_point = source.coding.largest_unit if source.coding.signed else 0
-        weight = conv.weight.double() * _of_inputs(source.worth, conv)
+        weight = conv.weight.detach().double() * _of_inputs(source.worth, conv)
         top = 127 * sum(256**i for i in range(pieces))
         scale = weight.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / top
         rounded = (weight / scale.view(-1, 1, 1, 1)).round().long()
