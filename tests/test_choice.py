@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 import snnzoo
-from snnzoo.conversion import build_ann, choice
+from helpers import shake_batch_norm
+from snnzoo import functional
+from snnzoo.conversion import build_ann, choice, codings
 from snnzoo.errors import UsageError
 
 
@@ -27,16 +30,18 @@ def choose_among(ann, images, monkeypatch, agreements, tolerance=0.5):
     """`choose`, where the candidate (T, K) agrees on so many of the held-back images."""
     judged = []
 
-    def logits(ann, coding, parameters, held_back, time_steps, batch_size):
-        judged.append(held_back)
-        n = len(held_back)
+    def logits(ann, coding, parameters, some, time_steps, batch_size):
+        judged.append(some)
+        n = len(some)
         right = round(n * agreements.get((time_steps, coding.levels), 0))
         expected = torch.eye(2)[torch.zeros(n, dtype=torch.long)]
-        return expected, torch.eye(2)[(torch.arange(n) >= right).long()]
+        return expected, torch.eye(2)[(torch.arange(n) >= right).long()].expand(time_steps, n, 2)
 
     monkeypatch.setattr(choice, "both_logits", logits)
     chosen = choice.choose(ann, images, tolerance)
-    assert all(torch.equal(held_back, images[6:]) for held_back in judged)
+    for fitted, held_back in zip(judged[::2], judged[1::2], strict=True):
+        assert torch.equal(fitted, images[:6])
+        assert torch.equal(held_back, images[6:])
     return chosen
 
 
@@ -67,6 +72,52 @@ def test_measured_agreement_and_events_are_those_of_the_candidates(ann, images):
     assert found.within
     assert found.chosen.agreement == 100
     assert 0 < found.chosen.events <= found.time_steps
+
+
+def fitted_lead(monkeypatch, expected, actual, coding=None):
+    """What `with_lead` finds where the logits are these."""
+    monkeypatch.setattr(choice, "both_logits", lambda *_: (expected, actual))
+    return choice.with_lead(None, coding or codings.DeltaCoding(), {}, None, len(actual), 1)
+
+
+def test_the_lead_is_how_often_the_last_change_is_still_lacking(monkeypatch):
+    logits = torch.randn(3, 8, 10, dtype=torch.float64)
+    expected = logits[-1] + 0.4 * (logits[-1] - logits[-2])
+    coding, error = fitted_lead(monkeypatch, expected, logits)
+    assert coding.lead == 0.4
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_a_lead_never_goes_back_nor_beyond_its_limit(monkeypatch):
+    logits = torch.randn(3, 8, 10)
+    change = logits[-1] - logits[-2]
+    assert fitted_lead(monkeypatch, logits[-1] - change, logits)[0].lead == 0
+    assert fitted_lead(monkeypatch, logits[-1] + 9 * change, logits)[0].lead == choice.MOST_LEAD
+
+
+def test_there_is_no_lead_of_one_step_nor_of_other_codings(monkeypatch):
+    logits = torch.randn(2, 8, 10)
+    assert fitted_lead(monkeypatch, logits[1], logits[:1])[0] == codings.DeltaCoding()
+    rate, error = fitted_lead(monkeypatch, logits[0], logits, codings.RateCoding())
+    assert rate == codings.RateCoding()
+    assert error == pytest.approx((logits[0] - logits[1]).square().mean().item())
+
+
+def test_the_fitted_lead_brings_a_converted_network_closer_to_its_ann():
+    torch.manual_seed(0)
+    ann = shake_batch_norm(snnzoo.create_model("resnet56", neuron=nn.ReLU, step_mode="s", num_classes=5)).eval()
+    images = torch.randn(32, 3, 16, 16)
+    net = snnzoo.convert(ann, images, levels=1, gamma=0.7, time_steps=6)
+    assert 0 < net.conversion.coding.lead <= choice.MOST_LEAD
+    assert net.readout.lead == net.conversion.coding.lead
+    with torch.inference_mode():
+        x = torch.randn(16, 3, 16, 16)
+        expected, x_seq = ann(x), x.expand(6, *x.shape)
+        leading = net(x_seq)[-1]
+        functional.reset_net(net)
+        net.readout.lead = 0.0
+        plain = net(x_seq)[-1]
+    assert (leading - expected).square().mean() < (plain - expected).square().mean()
 
 
 def test_python_chooses_with_recipe_auto_and_records_it(images):

@@ -51,7 +51,8 @@ def install_random(net, recipe):
         }
         for site, offset in resting_inputs(net).items()
     }
-    codings.install(net, codings.CODINGS[recipe](), parameters)
+    coding = codings.DeltaCoding(lead=0.3) if recipe == "delta" else codings.CODINGS[recipe]()
+    codings.install(net, coding, parameters)
 
 
 def converted(name, recipe="delta", **kwargs):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from snnzoo.conversion.calibration import Parameters, calibrate
-from snnzoo.conversion.codings import Coding, install
+from snnzoo.conversion.codings import Coding, DeltaCoding, install
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.recipes import DeltaRecipe
 from snnzoo.errors import UsageError
@@ -23,6 +23,7 @@ LEVELS = (1, 3, 7)
 TOLERANCE = 0.5  # percentage points
 SEARCH_IMAGES = 96  # on which each of several codings is calibrated
 HELD_BACK = 256  # images at most, on which choices of T and K are judged
+MOST_LEAD = 1.0  # beyond, noise of the last step outweighs what it foretells
 
 Progress = Callable[[int, int, str], None]
 
@@ -105,8 +106,9 @@ def choose(
         recipe = DeltaRecipe(levels)
         coding = recipe.typical_coding()
         parameters, sites = calibrate(ann, fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed)
+        coding, _ = with_lead(ann, coding, parameters, fitted, time_steps, batch_size)
         expected, actual = both_logits(ann, coding, parameters, held_back, time_steps, batch_size)
-        agreement = 100 * (expected.argmax(1) == actual.argmax(1)).double().mean().item()
+        agreement = 100 * (expected.argmax(1) == actual[-1].argmax(1)).double().mean().item()
         events = time_steps * sum(site.events for site in sites) / len(sites)
         candidates.append(Candidate(time_steps, levels, agreement, events))
         return agreement >= 100 - tolerance
@@ -124,10 +126,28 @@ def choose(
     return Choice(chosen, enough is not None, tolerance, len(held_back), tuple(candidates))
 
 
+def with_lead(
+    ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
+) -> tuple[Coding, float]:
+    """The coding with the `lead` of its readout that brings the logits closest to the ANN's, if it has one.
+
+    Returns:
+        the coding, and the mean squared difference of logits that is left.
+    """
+    expected, actual = both_logits(ann, coding, parameters, images, time_steps, batch_size)
+    lacking = expected - actual[-1]
+    if isinstance(coding, DeltaCoding) and len(actual) > 1:
+        change = actual[-1] - actual[-2]
+        lead = ((lacking * change).sum() / change.square().sum().clamp(min=1e-30)).clamp(0, MOST_LEAD).item()
+        coding = replace(coding, lead=round(lead, 3))
+        lacking = lacking - coding.lead * change
+    return coding, lacking.square().mean().item()
+
+
 def both_logits(
     ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The ANN's logits, and the converted network's after `time_steps`: both `[N, num_classes]`."""
+    """The ANN's logits `[N, num_classes]`, and the converted network's after each step, `[T, N, num_classes]`."""
     weight = next(ann.parameters())
     snn = copy.deepcopy(ann)
     install(snn, coding, parameters)
@@ -136,11 +156,5 @@ def both_logits(
         for x in images.to(weight.device, weight.dtype).split(batch_size):
             reset_net(snn)
             expected.append(ann(ann_input(x)))
-            actual.append(snn(network_input(x, coding, time_steps))[-1])
-    return torch.cat(expected), torch.cat(actual)
-
-
-def logit_error(ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int) -> float:
-    """Mean squared difference between the ANN's logits and the converted network's after `time_steps`."""
-    expected, actual = both_logits(ann, coding, parameters, images, time_steps, batch_size=len(images))
-    return (actual - expected).square().mean().item()
+            actual.append(snn(network_input(x, coding, time_steps)))
+    return torch.cat(expected), torch.cat(actual, 1)

@@ -52,6 +52,10 @@ class Coding:
         """What all of `outputs [T, ...]` mean."""
         return outputs.mean(0) if self.readout == "mean" else outputs.sum(0)
 
+    def make_readout(self) -> Readout:
+        """What decodes the last neurons' outputs, after each step."""
+        return Readout(self.readout)
+
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}
 
@@ -92,10 +96,15 @@ class SignedCoding(Coding):
 
 @dataclass(frozen=True)
 class DeltaCoding(Coding):
-    """Graded spikes of up to `levels` levels that shrink by `gamma` each step; their sum decodes."""
+    """Graded spikes of up to `levels` levels that shrink by `gamma` each step; their sum decodes.
+
+    In a deep network the last spikes come before their causes have all arrived. So the readout adds those of the
+    last step `lead` times more: it extrapolates.
+    """
 
     levels: int = 3
     gamma: float = 0.5
+    lead: float = 0.0
 
     name = "delta"
     readout = "sum"
@@ -107,6 +116,9 @@ class DeltaCoding(Coding):
     def make_node(self, parameters: Mapping[str, Tensor], encodes_input: bool) -> nn.Module:
         theta, bias, offset = (parameters[name] for name in self.parameter_names)
         return DeltaNode(theta, self.levels, self.gamma, bias, offset, differential=not encodes_input)
+
+    def make_readout(self) -> Readout:
+        return Readout(self.readout, lead=self.lead)
 
     @property
     def event_bits(self) -> int:
@@ -196,5 +208,5 @@ def install(net: SpikingNet, coding: Coding, parameters: Mapping[str, Mapping[st
     for i, site in enumerate(neuron_sites(net)):
         set_neuron(net, site, coding.make_node(parameters[site], encodes_input=i == 0))
     accumulate_in_pools(net)
-    net.readout = Readout(coding.readout)
+    net.readout = coding.make_readout()
     set_step_mode(net, "m")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
-from snnzoo.conversion.choice import SEARCH_IMAGES, Choice, Progress, choose, logit_error
+from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, Progress, choose, with_lead
 from snnzoo.conversion.codings import Coding, install
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.file import Conversion
@@ -147,7 +147,7 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
 ) -> tuple[Coding, Parameters, list[SiteReport]]:
-    """The best of the recipe's codings, and all sites fitted to it."""
+    """The best of the recipe's codings, all sites fitted to it, and its readout to them."""
     codings = recipe.codings()
     few, judged = images[:SEARCH_IMAGES], images[-SEARCH_IMAGES:]
     searches = len(codings) if len(codings) > 1 else 0
@@ -174,9 +174,14 @@ def _calibrated(
 
     best = codings[0]
     if searches:
-        errors = [logit_error(ann, coding, fitted(coding, few)[0], judged, time_steps) for coding in codings]
+        errors = [
+            with_lead(ann, coding, fitted(coding, few)[0], judged, time_steps, batch_size)[1] for coding in codings
+        ]
         best = codings[errors.index(min(errors))]
-    return best, *fitted(best, images)
+    parameters, reports = fitted(best, images)
+    best, _ = with_lead(ann, best, parameters, images[-HELD_BACK:], time_steps, batch_size)
+    report(0, "readout")
+    return best, parameters, reports
 
 
 def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -152,11 +153,9 @@ class InferenceNetwork:
     def _after_all_steps(self, x_seq: Tensor) -> Tensor:
         if not self.network.totals_suffice:
             return self._after_each_step(x_seq).mean(0)
-        first, *others = x_seq.split(STEPS_AT_ONCE)
-        total = self.network.run(first, output="sum")
-        for piece in others:
-            total = total + self.network.run(piece, output="sum")
-        return self.network.classify_total(total, len(x_seq))
+        pieces = x_seq.split(STEPS_AT_ONCE)
+        totals = (self.network.run_total(piece, is_last=piece is pieces[-1]) for piece in pieces)
+        return self.network.classify_total(reduce(torch.add, totals), len(x_seq))
 
     def __repr__(self) -> str:
         return f"InferenceNetwork({type(self.network).__name__}, {self.dtype}, {self.device}, {self.memory_format})"

@@ -109,6 +109,14 @@ class FoldedNetwork(nn.Module):
         pooled = self.pool(y_seq.flatten(0, 1)).unflatten(0, y_seq.shape[:2])
         return seq_to_ann_forward(self.readout(pooled.to(self.head_dtype)), self.head)
 
+    def run_total(self, x_seq: Tensor, is_last: bool) -> Tensor:
+        """The sum over time of the last neuron's output, `[N, ...]`; in the end with the lead of the readout."""
+        lead = getattr(self.readout, "lead", 0.0)
+        if not (lead and is_last):
+            return self.run(x_seq, output="sum")
+        y_seq = self.run(x_seq)
+        return y_seq.sum(0) + lead * y_seq[-1]
+
     def classify_total(self, total: Tensor, time_steps: int) -> Tensor:
         """Logits `[N, classes]` from the last neuron's outputs, summed over `time_steps`: `[N, ...]`."""
         pooled = self.pool(total).to(self.head_dtype)
