@@ -60,7 +60,7 @@ class Coding:
         return {"name": self.name, **asdict(self)}
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{key}={value:g}" for key, value in asdict(self).items())
+        settings = ", ".join(f"{key}={value:g}" for key, value in asdict(self).items() if value)
         return f"{self.name}({settings})" if settings else self.name
 
 
