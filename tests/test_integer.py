@@ -13,7 +13,7 @@ from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, Sig
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.evaluator import evaluate
 from snnzoo.inference.folding import FoldedNeuron
-from snnzoo.inference.integer import IntegerConv2d, SpikeValues
+from snnzoo.inference.integer import PIECES, IntegerConv2d, SpikeValues
 from snnzoo.neuron import IFNode
 
 NODES = {
@@ -23,7 +23,6 @@ NODES = {
     "delta": lambda theta: DeltaNode(theta, levels=7, gamma=0.5),
     "differential": lambda theta: DifferentialNode(theta, levels=6),
 }
-BITS = {torch.int8: 8, torch.int16: 16}
 STEPS, BATCH, CHANNELS = 3, 2, 8
 
 
@@ -92,7 +91,7 @@ def converted(name, levels=7):
     return snnzoo.convert(ann, torch.randn(16, 3, 32, 32), levels=levels, gamma=0.5, time_steps=4)
 
 
-@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize("dtype", list(PIECES))
 @pytest.mark.parametrize("name", ["resnet18", "resnet20", "resnet50"])
 def test_logits_of_a_converted_network_stay_near_those_of_float32(name, dtype):
     net, x = converted(name), torch.randn(4, 3, 32, 32)

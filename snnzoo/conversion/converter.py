@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, Progress, choose, with_lead
-from snnzoo.conversion.codings import Coding, install
+from snnzoo.conversion.codings import Coding, DeltaCoding, install
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.file import Conversion
 from snnzoo.conversion.inputs import ann_input, has_frames
@@ -179,8 +179,9 @@ def _calibrated(
         ]
         best = codings[errors.index(min(errors))]
     parameters, reports = fitted(best, images)
-    best, _ = with_lead(ann, best, parameters, images[-HELD_BACK:], time_steps, batch_size)
-    report(0, "readout")
+    if isinstance(best, DeltaCoding):  # no other readout has anything to fit
+        best, _ = with_lead(ann, best, parameters, images[-HELD_BACK:], time_steps, batch_size)
+        report(0, "readout")
     return best, parameters, reports
 
 

@@ -48,6 +48,7 @@ class IntegerConv2d(nn.Conv2d):
         top = 127 * sum(256**i for i in range(pieces))
         scale = weight.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / top
         rounded = (weight / scale.view(-1, 1, 1, 1)).round().long()
+        self.no_offsets = torch.zeros(conv.out_channels, dtype=torch.int32)
         self.pieces: list[tuple[Tensor, Tensor]] = []  # packed weights, and what their units are worth, `[C']`
         for i in range(pieces):
             low = (rounded + 128) % 256 - 128 if i < pieces - 1 else rounded
@@ -66,12 +67,13 @@ class IntegerConv2d(nn.Conv2d):
             unsigned = unsigned + self.zero_point  # modulo 256: from -K ... K to 0 ... 2K
         (first, worth), *others = self.pieces
         before = (unsigned, 1.0, self.zero_point)
-        zeros = torch.zeros(len(worth), dtype=torch.int32)
         after = (*self._geometry, 1.0, 0, torch.float32)
-        y: Tensor = torch.ops.onednn.qconv2d_pointwise(*before, first, worth, zeros, None, *after, "none", [], "")
+        y: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            *before, first, worth, self.no_offsets, None, *after, "none", [], ""
+        )
         for packed, worth in others:
             y = torch.ops.onednn.qconv2d_pointwise.binary(
-                *before, packed, worth, zeros, y, None, *after, 1.0, 0, "sum", 1.0, "none", [], ""
+                *before, packed, worth, self.no_offsets, y, None, *after, 1.0, 0, "sum", 1.0, "none", [], ""
             )
         return self._source[0].shrink(y)
 
