@@ -29,11 +29,11 @@ from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion import build_ann, convert_ann
 from snnzoo.conversion.recipes import make_recipe
-from snnzoo.evaluation.data import calibration_images, labelled_data, limited
+from snnzoo.data.datasets import calibration_images, labelled_data, limited
+from snnzoo.data.preprocess import override, preset
 from snnzoo.inference import prepare_for_inference
 from snnzoo.models.identify import identify
 from snnzoo.models.resnet import SpikingNet
-from snnzoo.preprocess import override, preset
 
 OURS: dict[str, tuple[str, dict[str, Any], int | None, tuple[int, ...]]] = {
     "delta, K=7": ("delta", {"levels": 7}, 4, (4,)),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import snnzoo
-from snnzoo.preprocess import PRESETS
+from snnzoo.data.preprocess import PRESETS
 
 
 def read_images(folder: Path) -> tuple[Tensor, Tensor]:

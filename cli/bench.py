@@ -101,9 +101,9 @@ def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
     from torch.nn import ReLU
 
     from snnzoo import conversion
+    from snnzoo.data.preprocess import PRESETS
     from snnzoo.inference.measure import torchvision_ann
     from snnzoo.models.registry import build
-    from snnzoo.preprocess import PRESETS
 
     if model in MODELS:
         net = build(model).eval()

@@ -12,10 +12,10 @@ from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.layout_rules import layout_named
 from snnzoo.checkpoints.output import check_output
 from snnzoo.cli import common
+from snnzoo.data.folders import is_frames, list_samples
+from snnzoo.data.preprocess import Preprocess, override, preset
 from snnzoo.errors import CheckpointError, UsageError, first_few
-from snnzoo.evaluation.folders import is_frames, list_samples
 from snnzoo.models.registry import check_convertible, list_weights, model_spec, split_tag
-from snnzoo.preprocess import Preprocess, override, preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def convert(
     from snnzoo import conversion
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.recipes import make_recipe
-    from snnzoo.evaluation.data import calibration_images
+    from snnzoo.data.datasets import calibration_images
 
     chosen = make_recipe(recipe, **recipe_options)
     with common.progress_bars(quiet) as progress:

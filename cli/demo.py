@@ -33,8 +33,8 @@ def demo(
     from snnzoo import conversion, evaluation
     from snnzoo.checkpoints import manifest
     from snnzoo.conversion.recipes import make_recipe
-    from snnzoo.digits import Digits
-    from snnzoo.evaluation.data import calibration_images
+    from snnzoo.data.datasets import calibration_images
+    from snnzoo.data.digits import Digits
     from snnzoo.models.registry import weights_of
 
     entry = manifest.find("resnet18", "digits")

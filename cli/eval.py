@@ -11,9 +11,9 @@ import typer
 
 from snnzoo.checkpoints.output import check_output
 from snnzoo.cli import common
+from snnzoo.data.folders import check_class_folders
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.distributed import Shard, joined
-from snnzoo.evaluation.folders import check_class_folders
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,7 +141,7 @@ def _measure(
 
     from snnzoo import conversion, evaluation
     from snnzoo.checkpoints.files import sha256_of
-    from snnzoo.evaluation.data import labelled_data, limited
+    from snnzoo.data.datasets import labelled_data, limited
     from snnzoo.evaluation.partial import PartialCounts
 
     net, ann = conversion.load_with_ann(file)
@@ -198,9 +198,9 @@ def _write_pictures(
 ) -> None:
     if report is None and plot is None:
         return
-    from snnzoo.evaluation.figures import Measured, write_plot
     from snnzoo.evaluation.provenance import facts_of
-    from snnzoo.evaluation.report import write_report
+    from snnzoo.report.figures import Measured, write_plot
+    from snnzoo.report.html import write_report
 
     shown = [
         Measured(

@@ -11,8 +11,8 @@ from snnzoo.checkpoints.download import cache_path, is_cached
 from snnzoo.checkpoints.manifest import WeightsEntry
 from snnzoo.cli import common
 from snnzoo.cli.list import describe_model, describe_weights, print_table, weights_table
+from snnzoo.data.preprocess import Preprocess, preset
 from snnzoo.models.registry import list_weights, model_spec, split_tag
-from snnzoo.preprocess import Preprocess, preset
 
 
 def info(

@@ -10,9 +10,9 @@ import typer
 from snnzoo.checkpoints.download import cache_path, is_cached
 from snnzoo.checkpoints.manifest import WeightsEntry
 from snnzoo.cli import common
+from snnzoo.data.preprocess import preset
 from snnzoo.errors import UsageError, suggestion
 from snnzoo.models.registry import MODELS, list_models, list_weights, model_spec
-from snnzoo.preprocess import preset
 
 if TYPE_CHECKING:
     from rich.table import Table

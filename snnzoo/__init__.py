@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from snnzoo._version import __version__
 from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from snnzoo.evaluation import evaluate
     from snnzoo.inference import prepare_for_inference
     from snnzoo.models import create_model, list_models
-
-__version__ = "0.1.0"
 
 __all__ = [
     "__version__",

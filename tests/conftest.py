@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from snnzoo import digits
 from snnzoo.checkpoints.files import write_safetensors
+from snnzoo.data import digits
 
 if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter; it must hear of it before its import
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -300,7 +300,7 @@ def test_the_real_cifar_checkpoint_put_there_by_hand_is_the_manifests(resnet20_c
 
 def test_a_recipe_is_run_once_and_needs_no_network(monkeypatch):
     train = MagicMock(return_value={"fc.bias": torch.arange(10.0)})
-    monkeypatch.setattr("snnzoo.digits.train_resnet18", train)
+    monkeypatch.setattr("snnzoo.data.digits.train_resnet18", train)
     monkeypatch.setenv("SNNZOO_OFFLINE", "1")
     wanted = find("resnet18", "digits", load_manifest())
     assert fetch(wanted) == fetch(wanted) == cache_dir() / "snnzoo-resnet18-digits.safetensors"

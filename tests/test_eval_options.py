@@ -16,14 +16,14 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.cli import main as cli
+from snnzoo.data.datasets import labelled_data
+from snnzoo.data.preprocess import Preprocess
 from snnzoo.evaluation import evaluate
-from snnzoo.evaluation.data import labelled_data
 from snnzoo.evaluation.distributed import Shard
 from snnzoo.evaluation.evaluator import Interrupted
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
-from snnzoo.preprocess import Preprocess
 
 SMALL = Preprocess(16, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

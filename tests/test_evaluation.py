@@ -7,11 +7,11 @@ from PIL import Image
 
 from snnzoo import functional
 from snnzoo.conversion import codings
-from snnzoo.digits import Digits
+from snnzoo.data.datasets import calibration_images, labelled_data, limited
+from snnzoo.data.digits import Digits
+from snnzoo.data.preprocess import PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
-from snnzoo.evaluation.data import calibration_images, labelled_data, limited
-from snnzoo.preprocess import PRESETS, Preprocess
 
 
 def test_rates_equal_those_counted_by_hand(networks, data):

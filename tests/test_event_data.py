@@ -15,11 +15,11 @@ from snnzoo import functional
 from snnzoo.cli import main as cli
 from snnzoo.conversion import choose, codings, load_with_ann
 from snnzoo.conversion.inputs import ann_input, network_input
+from snnzoo.data.datasets import calibration_images, labelled_data, labelled_tensors
+from snnzoo.data.folders import list_samples
+from snnzoo.data.frames import read_frames
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
-from snnzoo.evaluation.data import calibration_images, labelled_data, labelled_tensors
-from snnzoo.evaluation.folders import list_samples
-from snnzoo.evaluation.frames import read_frames
 
 T = 5
 

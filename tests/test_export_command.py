@@ -12,7 +12,7 @@ import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.cli import common
 from snnzoo.cli import main as cli
-from snnzoo.preprocess import Preprocess
+from snnzoo.data.preprocess import Preprocess
 
 SMALL = Preprocess(16, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

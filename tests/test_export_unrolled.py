@@ -11,9 +11,9 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo import functional
+from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import UsageError
 from snnzoo.export import write_onnx, write_pt2
-from snnzoo.preprocess import PRESETS
 
 SHAPE = (3, 16, 16)
 IMAGES = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(3))

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from snnzoo.checkpoints import limits, pickles
 from snnzoo.checkpoints.files import file_format, read_checkpoint, read_safetensors
 from snnzoo.checkpoints.inspection import inspect_checkpoint
-from snnzoo.checkpoints.zip_files import check_zip
+from snnzoo.checkpoints.untrusted import limits, pickles
+from snnzoo.checkpoints.untrusted.zip_files import check_zip
 from snnzoo.cli.main import main
 from snnzoo.errors import CheckpointError, SnnzooError
 from snnzoo.models import registry

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnzoo.checkpoints.manifest import ManifestError, all_entries, config_file, find, load_manifest
+from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import UsageError
 from snnzoo.models.registry import MODELS, list_weights
-from snnzoo.preprocess import PRESETS
 
 PACKAGED = load_manifest()
 TORCHVISION = [

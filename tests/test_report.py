@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from snnzoo.conversion.codings import DeltaCoding
-from snnzoo.conversion.file import Conversion
-from snnzoo.evaluation import figures
-from snnzoo.evaluation.figures import DARK, LIGHT, Measured, as_svg, write_plot
+from snnzoo.conversion.converted_file import Conversion
+from snnzoo.data.preprocess import PRESETS
 from snnzoo.evaluation.provenance import facts_of
-from snnzoo.evaluation.report import most_confused, render, write_report
 from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
-from snnzoo.preprocess import PRESETS
+from snnzoo.report import figures
+from snnzoo.report.figures import DARK, LIGHT, Measured, as_svg, write_plot
+from snnzoo.report.html import most_confused, render, write_report
 
 
 def measured(label="net", classes=3, layers=5, top1=0.8, errors=True):

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import snnzoo
+from snnzoo.data.loading import batches
 from snnzoo.errors import SnnzooError
-from snnzoo.evaluation.loading import batches
 from snnzoo.evaluation.runner import BatchLimit
 from snnzoo.inference import graphs
 

@@ -239,8 +239,8 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
 
 
 def _run_recipe(entry: WeightsEntry, path: Path, progress: Progress | None) -> None:
-    from snnzoo import digits
     from snnzoo.checkpoints.files import write_safetensors
+    from snnzoo.data import digits
 
     state_dict = digits.train_resnet18(progress=progress)
     write_safetensors(path, state_dict, {"source": entry.source})

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snnzoo.checkpoints import shards
-from snnzoo.checkpoints.legacy_files import MAGIC, check_legacy
-from snnzoo.checkpoints.limits import MAX_TEXT, Claims, check_name
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.checkpoints.zip_files import check_zip
+from snnzoo.checkpoints.untrusted.legacy_files import MAGIC, check_legacy
+from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims, check_name
+from snnzoo.checkpoints.untrusted.zip_files import check_zip
 from snnzoo.errors import CheckpointError
 
 FORMATS = {

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from snnzoo.checkpoints.layout_rules import LAYOUTS
+from snnzoo.data.preprocess import INTERPOLATIONS, PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError, suggestion
-from snnzoo.preprocess import INTERPOLATIONS, PRESETS, Preprocess
 
 FILE_NAME = "weights_manifest.yaml"
 RECIPES = ("digits",)

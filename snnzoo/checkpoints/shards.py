@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snnzoo.checkpoints.limits import MAX_TENSORS, MAX_TEXT, check_name
+from snnzoo.checkpoints.untrusted.limits import MAX_TENSORS, MAX_TEXT, check_name
 from snnzoo.errors import CheckpointError, first_few
 
 MAX_SHARDS = 1000

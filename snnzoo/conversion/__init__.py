@@ -8,12 +8,12 @@ from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from snnzoo.conversion.choice import choose
+    from snnzoo.conversion.converted_file import Conversion, load, load_with_ann, save
     from snnzoo.conversion.converter import build_ann, convert, convert_ann
-    from snnzoo.conversion.file import Conversion, load, load_with_ann, save
 
 __all__ = ["Conversion", "build_ann", "choose", "convert", "convert_ann", "load", "load_with_ann", "save"]
 
-_FILE, _CONVERTER = "snnzoo.conversion.file", "snnzoo.conversion.converter"
+_FILE, _CONVERTER = "snnzoo.conversion.converted_file", "snnzoo.conversion.converter"
 __getattr__ = lazy_exports(
     __name__,
     {

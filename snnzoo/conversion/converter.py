@@ -13,8 +13,8 @@ from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, Progress, choose, with_lead
 from snnzoo.conversion.codings import Coding, DeltaCoding, install
+from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.data_free import data_free_parameters
-from snnzoo.conversion.file import Conversion
 from snnzoo.conversion.inputs import ann_input, has_frames
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import SnnzooError, UsageError

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
+from snnzoo.data.datasets import labelled_tensors
+from snnzoo.data.loading import batches
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.evaluation.data import labelled_tensors
 from snnzoo.evaluation.distributed import Shard
 from snnzoo.evaluation.layer_errors import layer_errors
-from snnzoo.evaluation.loading import batches
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner

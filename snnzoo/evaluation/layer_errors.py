@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.conversion.codings import neuron_sites
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.functional import reset_net
 from snnzoo.models.resnet import SpikingNet

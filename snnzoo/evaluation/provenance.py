@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
 
 Facts = dict[str, dict[str, str]]
 

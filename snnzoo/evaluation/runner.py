@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter

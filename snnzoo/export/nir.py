@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import snnzoo
 from snnzoo import ops
+from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError
 from snnzoo.export.recording import Call, record
 from snnzoo.layer import AccumulatingMaxPool2d, Readout
@@ -377,7 +377,7 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
 
 def _metadata(net: SpikingNet) -> dict[str, Any]:
     """What a reader may want to know."""
-    facts: dict[str, Any] = {"snnzoo": snnzoo.__version__, "model": getattr(net, "model_name", type(net).__name__)}
+    facts: dict[str, Any] = {"snnzoo": __version__, "model": getattr(net, "model_name", type(net).__name__)}
     conversion = net.conversion
     if isinstance(conversion, Conversion):
         facts["time_steps"] = conversion.time_steps

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import snnzoo
 from snnzoo import ops
+from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.conversion.file import Conversion
+from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.models.resnet import SpikingNet
@@ -112,7 +112,7 @@ def _name_batch(graph: Any) -> None:
 
 def metadata(net: SpikingNet, time_steps: int) -> dict[str, str]:
     """What a program that runs the graph needs to know: preprocessing and classes as JSON, T, and the source."""
-    facts = {"snnzoo": snnzoo.__version__, "model": getattr(net, "model_name", type(net).__name__)}
+    facts = {"snnzoo": __version__, "model": getattr(net, "model_name", type(net).__name__)}
     facts["time_steps"] = str(time_steps)
     if isinstance(net.conversion, Conversion):
         record = net.conversion.to_metadata()

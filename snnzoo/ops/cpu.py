@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snnzoo.ops import reference
-from snnzoo.ops.layout import Layout, layout_of
+from snnzoo.ops.memory import Layout, layout_of
 from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, Gradients, NeuronOutput, state_dtype
 
 CHUNK = 1 << 18  # elements: enough to be worth the call of an operation, few enough to stay in cache

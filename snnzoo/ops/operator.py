@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snnzoo.ops import backends
-from snnzoo.ops.layout import layout_of
+from snnzoo.ops.memory import layout_of
 from snnzoo.ops.spec import (
     IF,
     LIF,

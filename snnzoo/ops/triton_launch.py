@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnzoo.ops import reference
 from snnzoo.ops import triton_kernels as kernels
-from snnzoo.ops.layout import Layout, layout_of
+from snnzoo.ops.memory import Layout, layout_of
 from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, Gradients, NeuronOutput, Signed
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import SnnzooError
-from snnzoo.preprocess import PRESETS
 
 HELD_OUT = 500
 EPOCHS = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from snnzoo.checkpoints.limits import Claims
-from snnzoo.checkpoints.pickles import outline
+from snnzoo.checkpoints.untrusted.limits import Claims
+from snnzoo.checkpoints.untrusted.pickles import outline
 from snnzoo.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # as in torch.serialization

@@ -15,7 +15,7 @@ from typing import IO, Any, NoReturn, cast
 
 import torch
 
-from snnzoo.checkpoints.limits import MAX_TEXT, Claims, check_name
+from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims, check_name
 from snnzoo.errors import CheckpointError
 
 NAMESPACE = "argparse Namespace"  # in which training scripts, torchvision's too, keep their settings

@@ -11,8 +11,8 @@ import struct
 import zipfile
 from typing import Any, BinaryIO
 
-from snnzoo.checkpoints.limits import MAX_TEXT, Claims
-from snnzoo.checkpoints.pickles import outline
+from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims
+from snnzoo.checkpoints.untrusted.pickles import outline
 from snnzoo.errors import CheckpointError
 
 # Fields as in PKWARE's APPNOTE.TXT, 4.3: the end of the directory, its zip64 form, and a member's local header.

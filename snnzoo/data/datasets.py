@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from snnzoo.digits import Digits
+from snnzoo.data.digits import Digits
+from snnzoo.data.folders import check_class_folders, is_frames, list_samples
+from snnzoo.data.frames import FrameFiles
+from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.evaluation.folders import check_class_folders, is_frames, list_samples
-from snnzoo.evaluation.frames import FrameFiles
-from snnzoo.preprocess import Preprocess
 
 DIGITS = "digits"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-import snnzoo
+from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.evaluation import figures
-from snnzoo.evaluation.figures import DARK, DRAWN_CLASSES, LIGHT, Measured, Roles, as_svg
+from snnzoo.report import figures
+from snnzoo.report.figures import DARK, DRAWN_CLASSES, LIGHT, Measured, Roles, as_svg
 
 CONFUSIONS = 10  # of the most frequent ones that are listed
 
@@ -58,7 +58,7 @@ def write_report(measured: Sequence[Measured], path: Path, title: str, command: 
 
 def render(measured: Sequence[Measured], title: str, command: str) -> str:
     """The report as a string. Everything that comes out of files is escaped."""
-    parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">snnzoo {snnzoo.__version__} &middot; {escape(command)}</p>']
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="note">snnzoo {__version__} &middot; {escape(command)}</p>']
     if len(measured) == 1:
         parts.append(_tiles(measured[0]))
     parts += [_figure(lambda roles: figures.accuracy(measured, roles), "Accuracy against time steps and energy")]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import snnzoo
+from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
+from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.models import registry
 from snnzoo.models.resnet import SpikingNet
-from snnzoo.preprocess import Preprocess
 
 FORMAT = "snnzoo/1"
 
@@ -48,7 +48,7 @@ class Conversion:
             "classes": json.dumps(self.classes),
             "source": json.dumps(self.source),
             "layers": json.dumps(self.layers),
-            "snnzoo": snnzoo.__version__,
+            "snnzoo": __version__,
             "torch": str(torch.__version__),
         }
 

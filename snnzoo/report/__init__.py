@@ -1,0 +1,1 @@
+"""What people read: figures, and one HTML file about an evaluation."""
