@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models.registry import MODELS, model_spec
@@ -60,7 +61,7 @@ def bench(
             raise UsageError(f"{model}: no such file; make one with snnzoo convert")
         model_spec(model)
     common.check_device_and_dtype(device, dtype)
-    common.check_json(json, force)
+    check_outputs({"--json": json}, [Path(model)], force=force)
 
     import torch
 
@@ -85,7 +86,7 @@ def bench(
             report = settings | _measure(net, ann, images, steps, target, getattr(torch, dtype), repeats, progress)
     except torch.OutOfMemoryError:
         raise SnnzooError(f"{batch_size} images do not fit the GPU's memory: use a smaller --batch-size") from None
-    if common.write_json(json, report) or quiet:
+    if common.write_json(json, report, force) or quiet:
         return
     title = (
         f"{settings['model']}, T = {steps}, {batch_size} images of {size}x{size}, "

@@ -6,13 +6,13 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnzoo.errors import UsageError
+from snnzoo.errors import UsageError, printable
 from snnzoo.models.registry import list_models
 
 if TYPE_CHECKING:
@@ -62,16 +62,12 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def printable(text: str) -> str:
-    """Text out of a file or a file's name, without what a terminal would obey or cannot show."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def print_error(message: str) -> None:
     """One line on standard error."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble(("Error: ", "bold red"), printable(message)))
+    with contextlib.suppress(OSError):  # nobody to tell
+        console(stderr=True).print(Text.assemble(("Error: ", "bold red"), printable(" ".join(message.split()))))
 
 
 @contextlib.contextmanager
@@ -102,28 +98,35 @@ def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 def say(message: str, quiet: bool) -> None:
     """A message for people, on standard error, so that standard output stays the result."""
     if not quiet:
-        console(stderr=True).print(printable(message), markup=False)
+        with contextlib.suppress(OSError):  # nobody to tell
+            console(stderr=True).print(printable(message), markup=False)
 
 
-def check_json(target: str | None, force: bool) -> None:
-    """Refuse a --json file that could not be written, before any work is done."""
-    from snnzoo.checkpoints.output import check_output
+def attempt_all(actions: Iterable[Callable[[], object]]) -> Exception | None:
+    """Do each, whatever becomes of those before it; the first error, if there are any. Others are printed."""
+    errors = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+    for further in errors[1:]:
+        print_error(str(further))
+    return errors[0] if errors else None
 
-    if target not in (None, "-"):
-        check_output(Path(str(target)), force)
 
-
-def write_json(target: str | None, result: dict[str, Any]) -> bool:
+def write_json(target: str | None, result: dict[str, Any], force: bool) -> bool:
     """Write `result` where --json asks for it; True if that was standard output."""
     if target is None:
         return False
     text = json.dumps(result, indent=2) + "\n"
     if target == "-":
         sys.stdout.write(text)
+        sys.stdout.flush()
         return True
     from snnzoo.checkpoints.output import atomic_output
 
-    with atomic_output(Path(target)) as temporary:
+    with atomic_output(Path(target), replace=force) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return False
 

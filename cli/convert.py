@@ -10,7 +10,7 @@ import typer
 
 from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.layout_rules import layout_named
-from snnzoo.checkpoints.output import check_output
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.folders import is_frames, list_samples
 from snnzoo.data.preprocess import Preprocess, override, preset
@@ -115,8 +115,8 @@ def convert(
     common.check_device_and_dtype(device, "float32")
     if tolerance is not None and calib_data is None:
         raise UsageError("--tolerance is judged on calibration images: give --calib-data DIR")
-    check_output(output, force)
-    common.check_json(json, force)
+    inputs = filter(None, [checkpoint, manifest_file])
+    check_outputs({"-o": output, "--json": json}, inputs, force=force)
 
     from snnzoo import conversion
     from snnzoo.conversion.choice import TOLERANCE
@@ -149,10 +149,10 @@ def convert(
             preprocess=settings,
             source=source,
         )
-    conversion.save(net, output)
+    conversion.save(net, output, replace=force)
     for line in notes:
         common.say(line, quiet)
-    _report(net.conversion, output, json, quiet, verbose)
+    _report(net.conversion, output, json, force, quiet, verbose)
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def _layer_table(layers: list[dict[str, Any]]) -> Any:
     return table
 
 
-def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbose: bool) -> None:
+def _report(conversion: Any, output: Path, json: str | None, force: bool, quiet: bool, verbose: bool) -> None:
     calibration = conversion.recipe["calibration"]
     result = {
         "file": str(output),
@@ -326,7 +326,7 @@ def _report(conversion: Any, output: Path, json: str | None, quiet: bool, verbos
         "layers": conversion.layers,
         "size": output.stat().st_size,
     }
-    common.write_json(json, result)
+    common.write_json(json, result, force)
     if verbose and json != "-" and conversion.layers:
         common.console().print(_layer_table(conversion.layers))
     if "choice" in conversion.recipe and not quiet:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.convert import RECIPES
 from snnzoo.cli.eval import is_graded, results_table
@@ -27,7 +28,7 @@ def demo(
     """
     common.check_choice("--recipe", recipe, RECIPES)
     common.check_device_and_dtype(device, "float32")
-    common.check_json(json, force)
+    check_outputs({"--json": json}, force=force)
     common.say("resnet18 on scikit-learn's digits: train (kept in the cache), convert, evaluate ...", quiet)
 
     from snnzoo import conversion, evaluation
@@ -50,7 +51,7 @@ def demo(
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
     report = {"model": "resnet18", "recipe": recipe, "coding": info.coding.to_dict(), "device": str(target)}
-    if common.write_json(json, {**report, **result.to_dict()}) or quiet:
+    if common.write_json(json, {**report, **result.to_dict()}, force) or quiet:
         return
     title = f"resnet18 on {result.images} held-out digits, {info.coding}"
     common.console().print(results_table(result, title, graded=is_graded(info.coding)))

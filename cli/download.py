@@ -8,6 +8,7 @@ import typer
 
 from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.download import fetch
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.models.registry import list_weights, split_tag
 
@@ -32,7 +33,7 @@ def download(
       snnzoo download resnet18 resnet50.IMAGENET1K_V1
       SNNZOO_OFFLINE=1 snnzoo download resnet18    # is it here?
     """
-    common.check_json(json, force)
+    check_outputs({"--json": json}, filter(None, [manifest_file]), force=force)
     entries = list_weights(manifest_file)
     chosen = [manifest.find(model, weights or "DEFAULT", entries) for model, weights in map(split_tag, names)]
     files = []
@@ -42,4 +43,4 @@ def download(
         files.append({"tag": entry.tag, "path": str(path), "size": path.stat().st_size})
         if json != "-":
             print(f"{entry.tag}  {path}", flush=True)
-    common.write_json(json, {"files": files})
+    common.write_json(json, {"files": files}, force)

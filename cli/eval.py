@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snnzoo.checkpoints.output import check_output
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
-from snnzoo.data.folders import check_class_folders
-from snnzoo.errors import UsageError
+from snnzoo.data.folders import check_class_folders, file_version
+from snnzoo.errors import UsageError, printable
 from snnzoo.evaluation.distributed import Shard, joined
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
+    from snnzoo.evaluation.partial import PartialCounts
+    from snnzoo.report.figures import Measured
 
 ERROR_IMAGES = 16  # on which the conversion error of each layer is measured, for reports
 
@@ -70,25 +74,46 @@ def evaluate(
     common.check_device_and_dtype(device, dtype)
     shard = Shard.from_environment()
     if shard.is_first:
-        _check_outputs(json, report, plot, force)
+        _check_outputs(files, json, report, plot, force)
     quiet = quiet or not shard.is_first
 
     from snnzoo.evaluation.evaluator import Interrupted
 
     measured: list[tuple[Path, Conversion, Evaluation]] = []
+    counts: list[PartialCounts] = []
     with joined(shard):
         target = common.torch_device(device, shard.local_rank)
         for file in files:
             wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
             try:
-                info, result = _measure(file, data, steps, wanted, shard, resume, report is not None, quiet)
+                info, result, partial = _measure(file, data, steps, wanted, shard, resume, report is not None, quiet)
             except Interrupted as interrupted:
                 if interrupted.evaluation is not None and not quiet:
                     _say_so_far(file, interrupted)
                 raise
             measured.append((file, info, result))
-    if not shard.is_first:
-        return
+            counts.append(partial)
+        problem = None
+        if shard.is_first:
+            settings = {"data": data, "device": str(target), "dtype": dtype}
+            figures = functools.partial(_figures, measured, settings, folders)
+            outputs: list[Callable[[], object]] = [lambda: common.write_json(json, _as_json(measured, settings), force)]
+            if report is not None:
+                outputs.append(lambda: _write_report(report, measured, figures(), force, quiet))
+            if plot is not None:
+                outputs.append(lambda: _write_plot(plot, figures(), force, quiet))
+            if json != "-" and not quiet:
+                outputs.append(lambda: _print_table(measured, settings))
+            problem = common.attempt_all(outputs)
+        if shard.first_says(problem is None):
+            for partial in counts:
+                partial.delete()
+    if problem is not None:
+        common.say("what was counted is kept: the same command with --resume evaluates nothing anew", quiet)
+        raise problem
+
+
+def _as_json(measured: list[tuple[Path, Conversion, Evaluation]], settings: dict[str, str]) -> dict[str, Any]:
     reports = [
         {
             "file": str(file),
@@ -96,16 +121,17 @@ def evaluate(
             "recipe": info.recipe["name"],
             "coding": info.coding.to_dict(),
             "images": result.images,
-            "device": str(target),
-            "dtype": dtype,
+            "device": settings["device"],
+            "dtype": settings["dtype"],
             **result.to_dict(),
         }
         for file, info, result in measured
     ]
-    _write_pictures(measured, report, plot, {"data": data, "device": str(target), "dtype": dtype}, folders, quiet)
-    if common.write_json(json, reports[0] if len(reports) == 1 else {"evaluations": reports}) or quiet:
-        return
-    images = f"{measured[0][2].images} images of {data}, {target}, {dtype}"
+    return reports[0] if len(reports) == 1 else {"evaluations": reports}
+
+
+def _print_table(measured: list[tuple[Path, Conversion, Evaluation]], settings: dict[str, str]) -> None:
+    images = f"{measured[0][2].images} images of {settings['data']}, {settings['device']}, {settings['dtype']}"
     if len(measured) > 1:
         common.console().print(comparison_table(measured, f"{len(measured)} networks: {images}"))
         return
@@ -115,13 +141,12 @@ def evaluate(
     )
 
 
-def _check_outputs(json: str | None, report: Path | None, plot: Path | None, force: bool) -> None:
+def _check_outputs(files: list[Path], json: str | None, report: Path | None, plot: Path | None, force: bool) -> None:
     """Refuse outputs that could not be written, before any work is done."""
-    common.check_json(json, force)
     for option, path in (("--report", report), ("--plot", plot)):
         if path is not None:
             common.check_installed(option, ("matplotlib",), "report")
-            check_output(path, force)
+    check_outputs({"--json": json, "--report": report, "--plot": plot}, files, force=force)
     if plot is not None:
         common.check_choice("--plot: the suffix", plot.suffix.lower(), (".png", ".svg", ".pdf"))
 
@@ -135,8 +160,8 @@ def _measure(
     resume: bool,
     with_errors: bool,
     quiet: bool,
-) -> tuple[Conversion, Evaluation]:
-    """Evaluate one file. `wanted` is what the counts depend on beside the file, the data and the steps."""
+) -> tuple[Conversion, Evaluation, PartialCounts]:
+    """Evaluate one file, keeping its counts. `wanted` is what they depend on beside file, data and steps."""
     import torch
 
     from snnzoo import conversion, evaluation
@@ -149,17 +174,18 @@ def _measure(
     assert isinstance(info, conversion.Conversion)
     images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"])
     steps = steps or powers_of_two(info.time_steps)
-    names = [str(path) for path in getattr(images, "files", [])]
+    versions = [file_version(path) for path in getattr(images, "files", [])]
     partial = PartialCounts(
         {
             **wanted,
             "file": sha256_of(file),
-            "data": [str(Path(data).resolve()), *names],
+            "data": [str(Path(data).resolve()), *versions],
             "steps": steps,
             "errors": with_errors,
             "rank": shard.rank,
             "processes": shard.count,
-        }
+        },
+        notify=lambda message: common.say(message, quiet),
     )
     if resume and shard.is_first and partial.load() is None:
         common.say(f"{file}: nothing to resume: starting from the first image", quiet)
@@ -179,7 +205,7 @@ def _measure(
             progress=progress,
             notify=lambda message: common.say(message, quiet),
         )
-    return info, result
+    return info, result, partial
 
 
 def _say_so_far(file: Path, interrupted: Any) -> None:
@@ -188,38 +214,41 @@ def _say_so_far(file: Path, interrupted: Any) -> None:
     common.console().print(results_table(done, title, graded=False))
 
 
-def _write_pictures(
-    measured: list[tuple[Path, Conversion, Evaluation]],
-    report: Path | None,
-    plot: Path | None,
-    settings: dict[str, str],
-    folders: list[str] | None,
-    quiet: bool,
-) -> None:
-    if report is None and plot is None:
-        return
+def _figures(
+    measured: list[tuple[Path, Conversion, Evaluation]], settings: dict[str, str], folders: list[str] | None
+) -> list[Measured]:
+    """What reports and plots are made of."""
     from snnzoo.evaluation.provenance import facts_of
-    from snnzoo.report.figures import Measured, write_plot
-    from snnzoo.report.html import write_report
+    from snnzoo.report.figures import Measured
 
-    shown = [
+    return [
         Measured(
             _label(file, [path for path, *_ in measured]),
             result,
             str(info.coding),
             info.coding.spikes,
-            info.classes or (folders if folders and len(folders) == len(result.confusion) else None),
+            info.classes or (folders if folders and len(folders) == result.classes else None),
             facts_of(info, {"file": str(file), **settings, "images": f"{result.images:,}"}),
         )
         for file, info, result in measured
     ]
-    if report is not None:
-        title = f"{measured[0][1].model}, {measured[0][1].coding}" if len(measured) == 1 else "Networks compared"
-        write_report(shown, report, title, shlex.join(["snnzoo", *sys.argv[1:]]))
-        common.say(f"wrote {report}", quiet)
-    if plot is not None:
-        write_plot(shown, plot)
-        common.say(f"wrote {plot}", quiet)
+
+
+def _write_report(
+    path: Path, measured: list[tuple[Path, Conversion, Evaluation]], shown: list[Measured], force: bool, quiet: bool
+) -> None:
+    from snnzoo.report.html import write_report
+
+    title = f"{measured[0][1].model}, {measured[0][1].coding}" if len(measured) == 1 else "Networks compared"
+    write_report(shown, path, title, shlex.join(["snnzoo", *sys.argv[1:]]), replace=force)
+    common.say(f"wrote {path}", quiet)
+
+
+def _write_plot(path: Path, shown: list[Measured], force: bool, quiet: bool) -> None:
+    from snnzoo.report.figures import write_plot
+
+    write_plot(shown, path, replace=force)
+    common.say(f"wrote {path}", quiet)
 
 
 def _label(file: Path, files: list[Path]) -> str:
@@ -267,7 +296,7 @@ def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title:
     for label, (_, _, result) in zip(labels, measured, strict=True):
         ann = result.ann
         table.add_row(
-            Text(common.printable(label)), "ANN", f"{100 * ann['top1']:.2f}", "", "", "", f"{ann['energy_uj']:.1f}", ""
+            Text(printable(label)), "ANN", f"{100 * ann['top1']:.2f}", "", "", "", f"{ann['energy_uj']:.1f}", ""
         )
         for row in _rows(result):
             table.add_row("", *row)
@@ -279,7 +308,7 @@ def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title_text, caption_text = Text(common.printable(title)), Text(common.printable(caption))
+    title_text, caption_text = Text(printable(title)), Text(printable(caption))
     table = Table(title=title_text, caption=caption_text, title_justify="left", caption_justify="left")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right", overflow="fold")

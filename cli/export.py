@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from snnzoo.checkpoints.output import check_output
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.errors import UsageError
 
@@ -64,7 +64,7 @@ def export(
         raise UsageError(f"--without-stem is for --format nir: {format} exports all of the network")
     common.check_installed(f"--format {format}", NEEDS[format], "export")
     output = output or Path(f"{file.stem}.{format}")
-    check_output(output, force)
+    check_outputs({"-o": output}, [file], force=force)
     common.say(f"exporting {file} ...", quiet)
 
     import snnzoo
@@ -80,13 +80,13 @@ def export(
     if format == "nir":
         from snnzoo.export.nir import write_nir
 
-        write_nir(net, output, shape, stem=not without_stem)
+        write_nir(net, output, shape, stem=not without_stem, replace=force)
         what = "one step of input and of logits; the mean of all steps' logits decodes"
     else:
         from snnzoo.export.unrolled import write_onnx, write_pt2
 
         steps = time_steps or info.time_steps
         write = write_onnx if format == "onnx" else write_pt2
-        write(net, output, steps, shape)
+        write(net, output, steps, shape, replace=force)
         what = f"images [N, {', '.join(map(str, shape))}] -> logits [{steps}, N, classes]"
     common.say(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB): {what}", quiet)

@@ -9,6 +9,7 @@ import typer
 from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.download import cache_path, is_cached
 from snnzoo.checkpoints.manifest import WeightsEntry
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.list import describe_model, describe_weights, print_table, weights_table
 from snnzoo.data.preprocess import Preprocess, preset
@@ -32,14 +33,14 @@ def info(
       snnzoo info resnet50.IMAGENET1K_V2 --json -
     """
     model, weights = split_tag(name)
-    common.check_json(json, force)
+    check_outputs({"--json": json}, filter(None, [manifest_file]), force=force)
     entries = list_weights(manifest_file)
     if weights is None:
-        if not common.write_json(json, describe_model(model, entries)):
+        if not common.write_json(json, describe_model(model, entries), force):
             _print_model(model, entries)
     else:
         entry = manifest.find(model, weights, entries)
-        if not common.write_json(json, describe_weights(entry)):
+        if not common.write_json(json, describe_weights(entry), force):
             _print_weights(entry)
 
 

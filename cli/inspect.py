@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from snnzoo.checkpoints.layout_rules import layout_named
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
-from snnzoo.errors import first_few
+from snnzoo.errors import first_few, printable
 
 _SHOWN = 8
 
@@ -35,14 +36,14 @@ def inspect(
     """
     if layout is not None:
         layout_named(layout)
-    common.check_json(json, force)
+    check_outputs({"--json": json}, [file], force=force)
 
     from snnzoo.checkpoints.inspection import inspect_checkpoint
 
     report = inspect_checkpoint(file, layout)
-    if not common.write_json(json, report):
+    if not common.write_json(json, report, force):
         for name, text in _facts(report):
-            common.console().print(f"{name:<10}  {common.printable(text)}", markup=False)
+            common.console().print(f"{name:<10}  {printable(text)}", markup=False)
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:

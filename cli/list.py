@@ -9,6 +9,7 @@ import typer
 
 from snnzoo.checkpoints.download import cache_path, is_cached
 from snnzoo.checkpoints.manifest import WeightsEntry
+from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.preprocess import preset
 from snnzoo.errors import UsageError, suggestion
@@ -29,12 +30,12 @@ def list_command(
 
     Example: snnzoo list 'resnext*'
     """
-    common.check_json(json, force)
+    check_outputs({"--json": json}, filter(None, [manifest_file]), force=force)
     names = list_models(pattern)
     if not names:
         raise UsageError(f"no model matches {pattern!r}: {suggestion(pattern, MODELS, 'snnzoo list shows all')}")
     entries = list_weights(manifest_file)
-    if common.write_json(json, {"models": [describe_model(name, entries) for name in names]}):
+    if common.write_json(json, {"models": [describe_model(name, entries) for name in names]}, force):
         return
     print_table(weights_table([entry for entry in entries if entry.model in names], names))
 

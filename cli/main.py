@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -58,12 +61,28 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failure, 2 usage error, 130 interrupted."""
+    _prepare_streams()
     sys.exit(_run())
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams bear any text; writing to one that is closed is an error, or for messages nothing."""
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest number that is free, so that no other file takes it
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:
     try:
         code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
         if code == 130:  # typer has turned Ctrl-C into its exit code, and said nothing
             common.print_error("interrupted")
         return code
@@ -71,10 +90,13 @@ def _run() -> int:
         return _fail(str(error), error.exit_code, error)
     except (KeyboardInterrupt, typer.Abort) as error:
         return _fail("interrupted", 130, error)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone: nobody to tell
+    except BrokenPipeError:  # the reader of our output has gone: nobody to tell
+        _discard(sys.stdout)
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _STREAM_ERRORS:
+            _discard(sys.stdout)
+            return _fail(f"cannot write to standard output: {error.strerror}", 1, error)
         if hasattr(error, "format_message"):  # a usage error of typer itself
             message = error.format_message().rstrip(".")
             if not message:  # it has printed the help instead
@@ -85,8 +107,16 @@ def _run() -> int:
         return _fail(f"{type(error).__name__}: {error} (this is a bug; --debug shows where)", 1, error)
 
 
+_STREAM_ERRORS = (errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EDQUOT)  # of files, others tell the name
+
+
+def _discard(stream: TextIO) -> None:
+    """Have what `stream` still holds go nowhere, rather than fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _fail(message: str, exit_code: int, error: BaseException) -> int:
     if common.debug:
         raise error
-    common.print_error(" ".join(message.split()))
+    common.print_error(message)
     return exit_code

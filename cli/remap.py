@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snnzoo.checkpoints.layout_rules import layout_named, writable_layout
-from snnzoo.checkpoints.output import atomic_output, check_output
+from snnzoo.checkpoints.output import atomic_output, check_outputs
 from snnzoo.cli import common
 from snnzoo.errors import UsageError, first_few
 
@@ -44,7 +44,7 @@ def remap(
         layout_named(layout)
     if output.suffix not in _SUFFIXES:
         raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}, expected one of {', '.join(_SUFFIXES)}")
-    check_output(output, force)
+    check_outputs({"-o": output}, [file], force=force)
 
     from snnzoo.checkpoints.files import read_checkpoint
     from snnzoo.checkpoints.layouts import from_torchvision, read_layout
@@ -58,19 +58,19 @@ def remap(
         notes.append(f"left out {first_few(neurons)}: layout {to} has no neurons")
         state_dict = {key: value for key, value in state_dict.items() if key not in set(neurons)}
     renamed = from_torchvision(state_dict, to, str(file))
-    _write(output, renamed)
+    _write(output, renamed, force)
     for line in (found.summary, *notes):
         common.say(line, quiet)
     common.say(f"wrote {output}: {len(renamed)} tensors in layout {to}", quiet)
 
 
-def _write(output: Path, state_dict: dict[str, Tensor]) -> None:
+def _write(output: Path, state_dict: dict[str, Tensor], replace: bool) -> None:
     if output.suffix == ".safetensors":
         from snnzoo.checkpoints.files import write_safetensors
 
-        write_safetensors(output, state_dict, {"format": "pt"})
+        write_safetensors(output, state_dict, {"format": "pt"}, replace=replace)
         return
     import torch
 
-    with atomic_output(output) as temporary:
+    with atomic_output(output, replace=replace) as temporary:
         torch.save(state_dict, temporary)

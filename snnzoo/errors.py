@@ -30,6 +30,11 @@ def suggestion(name: str, known: Iterable[str], see: str) -> str:
     return f"did you mean {listed}?" if near else see
 
 
+def printable(text: str) -> str:
+    """Text out of a file, or a file's name, without what a terminal would obey or nothing can show."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_few(items: Iterable[str], shown: int = 3) -> str:
     """`a, b, c and 9 more`."""
     items = list(items)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from helpers import shake_batch_norm
 from snnzoo.cli import main as cli
 from snnzoo.data.datasets import labelled_data
 from snnzoo.data.preprocess import Preprocess
+from snnzoo.errors import SnnzooError
 from snnzoo.evaluation import evaluate
 from snnzoo.evaluation.distributed import Shard
 from snnzoo.evaluation.evaluator import Interrupted
@@ -137,7 +139,7 @@ def test_ctrl_c_says_what_is_measured_and_resume_goes_on(run, files, image_folde
     assert code == 130
     assert "so far, 14 of 30 images" in out
     assert "interrupted" in err
-    kept = list(Path("home").rglob("*.safetensors"))
+    kept = list(Path("home").rglob("partial/*"))
     assert len(kept) == 1
 
     undo = interrupt_after(1)
@@ -146,7 +148,7 @@ def test_ctrl_c_says_what_is_measured_and_resume_goes_on(run, files, image_folde
     assert "so far, 21 of 30 images" in out
     code, _, err = run(*command, "--resume", "--json", "resumed.json")
     assert (code, err) == (0, "")
-    assert not list(Path("home").rglob("*.safetensors"))
+    assert not list(Path("home").rglob("partial/*"))
     code, _, _ = run(*command, "--json", "whole.json")
     whole, resumed = (counts(json.loads(Path(name).read_text())) for name in ("whole.json", "resumed.json"))
     assert resumed == whole
@@ -175,20 +177,78 @@ def test_counts_are_written_from_time_to_time(files, image_folder, tmp_path):
 
     evaluate(net, ann, data, [1], batch_size=10, partial=partial, progress=progress)
     assert seen == [(10, 1), (20, 2), (30, 3)]
+    partial.delete()
     assert partial.load() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_damaged_counts_are_thrown_away(content, tmp_path):
+def test_counts_come_back_as_they_were_and_not_at_all_once_a_byte_is_another(files, image_folder, tmp_path):
+    net, ann = snnzoo.conversion.load_with_ann(files[0])
     partial = PartialCounts({"a": 1}, tmp_path)
-    if content is None:
-        from safetensors.torch import save_file
+    data = labelled_data(str(image_folder), SMALL, None, 10)
+    result = evaluate(net, ann, data, [1, 2], batch_size=10, error_images=2, partial=partial)
+    assert evaluate(net, ann, data, [1, 2], batch_size=10, partial=partial, resume=True) == result
+    content = partial.path.read_bytes()
+    for place in range(0, len(content), 7):
+        partial.path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert partial.load() is None, place
+    for damaged in (b"", b"nonsense", b"\xff\xfe", content[:-1], content + b" "):
+        partial.path.write_bytes(damaged)
+        assert partial.load() is None
 
-        save_file({"hits": torch.zeros(1)}, partial.path, {"counts": "{}"})
-    else:
-        partial.path.write_bytes(content)
-    assert partial.load() is None
-    assert not partial.path.exists()
+
+def test_counts_that_cannot_be_kept_are_told_of_once_and_the_evaluation_goes_on(files, image_folder, tmp_path):
+    net, ann = snnzoo.conversion.load_with_ann(files[0])
+    (tmp_path / "file").write_text("in the way")
+    told = []
+    partial = PartialCounts({"a": 1}, tmp_path / "file" / "folder", seconds=0.0, notify=told.append)
+    data = labelled_data(str(image_folder), SMALL, None, 10)
+    assert evaluate(net, ann, data, [1], batch_size=10, partial=partial).images == 30
+    assert len(told) == 1
+    assert "--resume will not find it" in told[0]
+
+
+def broken(*arguments, **options):
+    raise SnnzooError("No space left on device")
+
+
+def test_results_survive_outputs_that_fail(run, files, image_folder, monkeypatch):
+    """Each output is written whatever became of the others, and nothing is evaluated again."""
+    command = ("eval", files[0], "--data", image_folder, "--batch-size", "10", "--force")
+    outputs = ("--json", "out.json", "--report", "out.html", "--plot", "out.png")
+    assert run(*command, "--json", "whole.json")[0] == 0
+    for name in ("snnzoo.report.html.write_report", "snnzoo.cli.eval._print_table", "snnzoo.cli.common.write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, broken)
+            code, out, err = run(*command, *outputs)
+        assert code == 1
+        assert "No space left on device" in err
+        assert "--resume evaluates nothing anew" in err
+        written = {path for path in ("out.json", "out.html", "out.png") if Path(path).exists()}
+        assert len(written) == (3 if name.endswith("_table") else 2)
+        assert ("energy µJ" in out) == (not name.endswith("_table"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "__call__", broken)  # nothing is run
+            code, out, err = run(*command, *outputs, "--resume")
+        assert code == 0, err
+        assert counts(json.loads(Path("out.json").read_text())) | {"layers": 0} == counts(
+            json.loads(Path("whole.json").read_text())
+        ) | {"layers": 0}  # errors of layers are measured for reports alone
+        for path in ("out.json", "out.html", "out.png"):
+            Path(path).unlink()
+        assert not list(Path("home").rglob("partial/*"))
+
+
+def test_images_that_changed_are_not_mixed_with_counts_of_the_old_ones(run, files, image_folder, interrupt_after):
+    shutil.copytree(image_folder, "images")
+    command = ("eval", files[0], "--data", "images", "--batch-size", "7")
+    undo = interrupt_after(2)
+    run(*command)
+    undo()
+    changed = next(Path("images").rglob("*.png"))
+    os.utime(changed, (1, 1))
+    code, _, err = run(*command, "--resume", "--json", "out.json")
+    assert code == 0
+    assert "nothing to resume" in err
 
 
 def test_an_interruption_before_the_first_batch_has_nothing_to_say(files, image_folder, interrupt_after):

@@ -187,7 +187,7 @@ def test_remap_takes_the_layout_it_is_told(snn, tmp_path, weights):
         (("remap", "FILE", "--to", "hugginface", "-o", "x.pth"), "did you mean huggingface"),
         (("remap", "FILE", "--to", "sequential", "-o", "x.pth"), "can only be read"),
         (("remap", "FILE", "--to", "timm", "-o", "x.onnx"), "unknown suffix '.onnx'"),
-        (("remap", "FILE", "--to", "timm", "-o", "FILE"), "exists: give --force"),
+        (("remap", "FILE", "--to", "timm", "-o", "FILE"), "is what this command reads"),
         (("remap", "FILE", "--to", "timm"), "Missing option"),
         (("remap", "FILE", "-o", "x.pth"), "Missing option"),
         (("convert", "resnet18", "--layout", "timm", "--calib-data", "digits"), "--layout is for a --checkpoint"),

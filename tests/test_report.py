@@ -19,17 +19,18 @@ from snnzoo.report.html import most_confused, render, write_report
 
 
 def measured(label="net", classes=3, layers=5, top1=0.8, errors=True):
-    confusion = [[10 if i == j else (i + 2 * j) % 3 for j in range(classes)] for i in range(classes)]
+    confusion = {(i, j): 10 if i == j else (i + 2 * j) % 3 for i in range(classes) for j in range(classes)}
     steps = [1, 2, 4]
     results = [TimeStepResult(t, top1 - 0.1 / t, 0.99, 0.9, 50.0 / t, 0.4, 1e6 * t, 2.0 * t) for t in steps]
     evaluation = Evaluation(
-        images=sum(map(sum, confusion)),
+        images=sum(confusion.values()),
         ann={"top1": 0.81, "top5": 0.99, "multiply_accumulates": 4_000_000, "energy_uj": 18.4},
         results=results,
         layers=[
             LayerResult(f"layer{i}.0.sn1", 100, [0.5, 0.4, 0.3, 0.2], [0.1, 0.01, 0.001] if errors else [])
             for i in range(layers)
         ],
+        classes=classes,
         confusion=confusion,
     )
     names = [f"class {i}" for i in range(classes)]
@@ -127,11 +128,11 @@ def test_more_classes_than_can_be_drawn_are_listed_only():
 
 def test_the_most_frequent_confusions_come_first():
     one = measured()
-    one.evaluation.confusion = [[5, 3, 0], [0, 9, 1], [4, 0, 6]]
+    one.evaluation.confusion = {(0, 0): 5, (0, 1): 3, (1, 1): 9, (1, 2): 1, (2, 0): 4, (2, 2): 6}
     assert most_confused(one) == [
         ("class 2", "class 0", "4", "40.0"), ("class 0", "class 1", "3", "37.5"), ("class 1", "class 2", "1", "10.0"),
     ]  # fmt: skip
-    one.evaluation.confusion = [[5, 0, 0], [0, 9, 0], [0, 0, 6]]
+    one.evaluation.confusion = {(0, 0): 5, (1, 1): 9, (2, 2): 6}
     assert most_confused(one) == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 import stat
 import struct
@@ -187,18 +188,36 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {_one_line(error)}") from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file beside `path`, then rename it to `path`.
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, replace: bool = True
+) -> None:
+    """Write a safetensors file beside `path`, then rename it to `path`. The same content is the same bytes.
+
+    Args:
+        replace: whether a file of that name may be replaced.
 
     Raises:
         SnnzooError: if it cannot be written.
     """
     contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    with atomic_output(path) as temporary:
+    with atomic_output(path, replace=replace) as temporary:
         try:
             save_file(contiguous, temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(_one_line(error)) from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata, which the library writes in any order, in that of its keys, in place."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the library wrote its header more tersely than JSON can be"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def require_file(path: Path) -> None:

@@ -82,15 +82,17 @@ class Conversion:
             raise CheckpointError(f"{source}: damaged metadata: {error}") from None
 
 
-def save(net: SpikingNet, path: str | Path) -> None:
+def save(net: SpikingNet, path: str | Path, *, replace: bool = True) -> None:
     """Write a converted network to a safetensors file: the ANN's tensors untouched, the neurons', and metadata.
+
+    The same network twice is the same bytes twice. `replace` says whether a file of that name may be replaced.
 
     Raises:
         UsageError: if `net` was not converted.
         SnnzooError: if the file cannot be written.
     """
     conversion = _conversion_of(net)
-    write_safetensors(Path(path), net.state_dict(), conversion.to_metadata())
+    write_safetensors(Path(path), net.state_dict(), conversion.to_metadata(), replace=replace)
 
 
 def load(path: str | Path) -> SpikingNet:

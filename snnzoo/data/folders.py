@@ -28,6 +28,15 @@ def is_frames(file: Path) -> bool:
     return file.suffix.lower() == FRAMES_SUFFIX
 
 
+def file_version(file: Path) -> list[str | int]:
+    """Name, size and time of the last change of a file: others where it was replaced."""
+    try:
+        facts = file.stat()
+    except OSError:  # gone: reading it will say so
+        return [str(file)]
+    return [str(file), facts.st_size, facts.st_mtime_ns]
+
+
 def list_samples(folder: Path) -> list[Path]:
     """All image files below `folder`, or all files of frames, sorted.
 

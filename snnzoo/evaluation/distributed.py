@@ -45,6 +45,16 @@ class Shard:
         dist.all_gather_object(tallies, tally)
         return reduce(lambda a, b: a.plus(b), tallies)
 
+    def first_says(self, value: bool) -> bool:
+        """What `value` is in the first process, in each of them."""
+        if self.count == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 

@@ -71,7 +71,7 @@ def evaluate(
         workers: threads that read images; more than one only of data that bears it.
         error_images: how many images of the first batch each layer's error is measured on; none if 0.
         shard: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
-        partial: where counts are kept until the evaluation is finished.
+        partial: where counts are kept, until the caller has done with the results and deletes them.
         resume: go on from the counts in `partial`, if there are any.
         progress: called with (done, total, description).
         notify: called with a line that the user should see.
@@ -109,14 +109,12 @@ def evaluate(
             if progress:
                 progress(min(counted[0].images * shard.count, total), total, "evaluating")
     except KeyboardInterrupt:
-        if partial:
-            partial.save(*counted)
         so_far = counted[0].evaluation(bits) if counted[0].speeds else None
         raise Interrupted(so_far, total) from None
-    tally = shard.gather(counted[0])
-    if partial:
-        partial.delete()
-    return tally.evaluation(bits)
+    finally:
+        if partial and counted[1]:
+            partial.save(*counted)
+    return shard.gather(counted[0]).evaluation(bits)
 
 
 def _classes(net: SpikingNet) -> int:

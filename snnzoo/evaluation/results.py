@@ -43,17 +43,18 @@ class Evaluation:
     """What `evaluate` measured.
 
     `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image. `confusion`
-    counts images by class and by what the spiking network took them for after the last T.
+    counts images by (class, what the spiking network took them for after the last T), where there are any.
     """
 
     images: int
     ann: dict[str, float]
     results: list[TimeStepResult]
     layers: list[LayerResult] = field(default_factory=list)
-    confusion: list[list[int]] = field(default_factory=list)
+    classes: int = 0
+    confusion: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; the confusion matrix, which may have a million entries, is left out."""
+        """Plain values, ready for JSON; the confusion matrix is left out."""
         values = asdict(self)
-        del values["confusion"]
+        del values["classes"], values["confusion"]
         return values

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,27 +22,26 @@ class Tally:
     """Whole numbers of images, and what was measured on the first batch alone.
 
     Shapes: `ann_hits [2]`: top-1 and top-5; `hits [len(time_steps), 3]`: top-1, top-5, agreement;
-    `confusion [classes, classes]`: by true class and prediction at the last T.
+    `confusion` counts by true class and prediction at the last T.
     """
 
     time_steps: list[int]
+    classes: int
     ann_hits: Tensor
     hits: Tensor
-    confusion: Tensor
+    confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
     activity: Activity = field(default_factory=Activity)
     speeds: list[float] = field(default_factory=list)  # images per second at each T
     layer_errors: dict[str, list[float]] = field(default_factory=dict)  # of each site, at each T
 
     @classmethod
     def empty(cls, time_steps: Sequence[int], classes: int) -> Tally:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.long)
-
-        return cls(list(time_steps), zeros(2), zeros(len(time_steps), 3), zeros(classes, classes))
+        hits = torch.zeros(len(time_steps), 3, dtype=torch.long)
+        return cls(list(time_steps), classes, torch.zeros(2, dtype=torch.long), hits)
 
     @property
     def images(self) -> int:
-        return int(self.confusion.sum())
+        return self.confusion.total()
 
     def count(self, labels: Tensor, expected: Tensor, logits: Tensor) -> None:
         """Count one batch: `labels [N]`, the ANN's logits `[N, classes]`, the network's `[T, N, classes]`.
@@ -48,15 +49,14 @@ class Tally:
         Raises:
             UsageError: if a label is none of the network's classes.
         """
-        classes = len(self.confusion)
-        if int(labels.max()) >= classes:
-            raise UsageError(f"the data has a label {int(labels.max())}, but the network has {classes} classes")
+        if int(labels.max()) >= self.classes:
+            raise UsageError(f"the data has a label {int(labels.max())}, but the network has {self.classes} classes")
         self.ann_hits += _hits(expected, labels)
         for row, t in enumerate(self.time_steps):
             agreement = (logits[t - 1].argmax(1) == expected.argmax(1)).sum().view(1)
             self.hits[row] += torch.cat([_hits(logits[t - 1], labels), agreement.cpu()])
-        pairs = torch.stack([labels, logits[self.time_steps[-1] - 1].argmax(1)]).cpu()
-        self.confusion.index_put_((pairs[0], pairs[1]), torch.ones_like(pairs[0]), accumulate=True)
+        predictions = logits[self.time_steps[-1] - 1].argmax(1)
+        self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
 
     def plus(self, other: Tally) -> Tally:
         """What both counted, on different images."""
@@ -64,6 +64,7 @@ class Tally:
         activity.add(other.activity)
         return Tally(
             self.time_steps,
+            self.classes,
             self.ann_hits + other.ann_hits,
             self.hits + other.hits,
             self.confusion + other.confusion,
@@ -102,7 +103,31 @@ class Tally:
             LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
             for site, rates in activity.event_rates().items()
         ]
-        return Evaluation(images, ann, results, layers, self.confusion.tolist())
+        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "time_steps": self.time_steps,
+            "classes": self.classes,
+            "ann_hits": self.ann_hits.tolist(),
+            "hits": self.hits.tolist(),
+            "confusion": [[*pair, count] for pair, count in self.confusion.items()],
+            "activity": self.activity.to_dict(),
+            "speeds": self.speeds,
+            "layer_errors": self.layer_errors,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tally:
+        """The inverse of `to_dict`."""
+        made = {
+            "ann_hits": torch.tensor(values["ann_hits"]),
+            "hits": torch.tensor(values["hits"]),
+            "confusion": Counter({(label, prediction): count for label, prediction, count in values["confusion"]}),
+            "activity": Activity(**values["activity"]),
+        }
+        return cls(**{**values, **made})
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -42,14 +42,16 @@ DT = 1e-4  # seconds; what most readers take for granted
 _PASSED = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
-def write_nir(net: SpikingNet, path: str | Path, input_shape: tuple[int, ...], **options: Any) -> None:
+def write_nir(
+    net: SpikingNet, path: str | Path, input_shape: tuple[int, ...], *, replace: bool = True, **options: Any
+) -> None:
     """Write `to_nir(net, input_shape, **options)` to a file, wholly or not at all.
 
     Raises:
         SnnzooError: as `to_nir`, or if the file cannot be written.
     """
     graph = to_nir(net, input_shape, **options)
-    with atomic_output(Path(path)) as temporary:
+    with atomic_output(Path(path), replace=replace) as temporary:
         nir.write(str(temporary), graph)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import warnings
 from pathlib import Path
@@ -57,7 +58,9 @@ def export_program(net: SpikingNet, time_steps: int, input_shape: tuple[int, ...
         return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def write_pt2(net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...]) -> None:
+def write_pt2(
+    net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...], *, replace: bool = True
+) -> None:
     """Write `export_program` for `torch.export.load(path).module()`, with the facts of `metadata` as extra files.
 
     Raises:
@@ -65,16 +68,15 @@ def write_pt2(net: SpikingNet, path: str | Path, time_steps: int, input_shape: t
         SnnzooError: if the file cannot be written.
     """
     program = export_program(net, time_steps, input_shape)
-    with atomic_output(Path(path)) as temporary:
-        archive = temporary.with_name(temporary.name + ".pt2")  # torch insists on the suffix
-        try:
-            torch.export.save(program, archive, extra_files=metadata(net, time_steps))
-            archive.replace(temporary)
-        finally:
-            archive.unlink(missing_ok=True)
+    archive = io.BytesIO()  # torch would insist on the suffix, and has errors of its own for a full disk
+    torch.export.save(program, archive, extra_files=metadata(net, time_steps))
+    with atomic_output(Path(path), replace=replace) as temporary:
+        temporary.write_bytes(archive.getbuffer())
 
 
-def write_onnx(net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...]) -> None:
+def write_onnx(
+    net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...], *, replace: bool = True
+) -> None:
     """Write `export_program` as ONNX, `images [N, C, H, W]` to `logits [T, N, classes]`, metadata included.
 
     Raises:
@@ -97,7 +99,7 @@ def write_onnx(net: SpikingNet, path: str | Path, time_steps: int, input_shape: 
     _name_batch(model.graph)
     for key, value in metadata(net, time_steps).items():
         model.metadata_props.add(key=key, value=value)
-    with atomic_output(Path(path)) as temporary:
+    with atomic_output(Path(path), replace=replace) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
 

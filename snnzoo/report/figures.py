@@ -113,7 +113,7 @@ def as_svg(draw: Callable[[Roles], Figure]) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + tail
 
 
-def write_plot(measured: Sequence[Measured], path: Path) -> None:
+def write_plot(measured: Sequence[Measured], path: Path, *, replace: bool = True) -> None:
     """Write one picture: accuracy against T and energy, and of a single network its layers and confusions.
 
     Raises:
@@ -121,7 +121,7 @@ def write_plot(measured: Sequence[Measured], path: Path) -> None:
     """
     with _style(LIGHT):
         figure = _overview(measured, LIGHT)
-        with atomic_output(path) as temporary:
+        with atomic_output(path, replace=replace) as temporary:
             figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=160, bbox_inches="tight", facecolor="white")
 
 
@@ -135,7 +135,7 @@ def _overview(measured: Sequence[Measured], roles: Roles) -> Figure:
     parts: Any = figure.subfigures(2, 1, height_ratios=(3.4, height))
     top, bottom = parts
     _draw_accuracy(top.subplots(1, 2), measured, roles)
-    if 0 < len(one.evaluation.confusion) <= DRAWN_CLASSES:
+    if 0 < one.evaluation.classes <= DRAWN_CLASSES:
         left, right = bottom.subfigures(1, 2, width_ratios=(6, 5))
         _draw_confusion(right.subplots(), one, roles)
     else:
@@ -235,8 +235,8 @@ def _draw_layers(figure: Any, one: Measured, roles: Roles) -> None:
 
 
 def _draw_confusion(ax: Any, one: Measured, roles: Roles) -> None:
-    counts = one.evaluation.confusion
-    size = len(counts)
+    size = one.evaluation.classes
+    counts = [[one.evaluation.confusion.get((i, j), 0) for j in range(size)] for i in range(size)]
     shares = [[100 * count / max(sum(row), 1) for count in row] for row in counts]
     image = ax.imshow(shares, cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, shrink=0.85, label="% of the class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -41,19 +42,20 @@ figure.half svg { max-width: 640px; width: 100%% }
 """
 
 
-def write_report(measured: Sequence[Measured], path: Path, title: str, command: str) -> None:
+def write_report(measured: Sequence[Measured], path: Path, title: str, command: str, *, replace: bool = True) -> None:
     """Write the report of one evaluation, or of several on the same images.
 
     Args:
         measured: in the order of the tables; at least one.
         title: heading.
         command: how it was made.
+        replace: whether a file of that name may be replaced.
 
     Raises:
         SnnzooError: if the file cannot be written.
     """
-    with atomic_output(path) as temporary:
-        temporary.write_text(render(measured, title, command), encoding="utf-8")
+    with atomic_output(path, replace=replace) as temporary:
+        temporary.write_text(render(measured, title, command), encoding="utf-8", errors="backslashreplace")
 
 
 def render(measured: Sequence[Measured], title: str, command: str) -> str:
@@ -160,7 +162,7 @@ def _details(one: Measured, level: str) -> list[str]:
             "<p class=\"note\">Error: squared difference of a layer's decoded output and the ANN's activation, over "
             "the mean square of the activation, on a few images; what earlier layers bring in is part of it.</p>"
         )
-    if 0 < len(evaluation.confusion) <= DRAWN_CLASSES:
+    if 0 < evaluation.classes <= DRAWN_CLASSES:
         parts += [
             "<h2>Confusion</h2>",
             _figure(lambda roles: figures.confusion(one, roles), "Confusion matrix", "half"),
@@ -178,10 +180,9 @@ def _details(one: Measured, level: str) -> list[str]:
 
 def most_confused(one: Measured) -> list[tuple[str, str, str, str]]:
     """The most frequent confusions: class, prediction, images and their share of the class in percent."""
-    counts = one.evaluation.confusion
-    names = one.classes or [str(i) for i in range(len(counts))]
-    wrong = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if count and i != j]
-    wrong.sort(key=lambda entry: (-entry[0], entry[1:]))
-    return [
-        (names[i], names[j], str(count), f"{100 * count / sum(counts[i]):.1f}") for count, i, j in wrong[:CONFUSIONS]
-    ]
+    counts, totals = one.evaluation.confusion, Counter[int]()
+    for (label, _), count in counts.items():
+        totals[label] += count
+    names = one.classes or [str(i) for i in range(one.evaluation.classes)]
+    wrong = sorted((-count, i, j) for (i, j), count in counts.items() if i != j)[:CONFUSIONS]
+    return [(names[i], names[j], str(-count), f"{-100 * count / totals[i]:.1f}") for count, i, j in wrong]
