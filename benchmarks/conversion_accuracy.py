@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.checkpoints.files import read_checkpoint, sha256_of
-from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.conversion import build_ann, convert_ann
+from snnzoo.conversion import convert_ann
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.data.datasets import calibration_images, labelled_data, limited
 from snnzoo.data.preprocess import override, preset
 from snnzoo.inference import prepare_for_inference
-from snnzoo.models.identify import identify
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.factory import build_ann
+from snnzoo.recognition import identify, read_layout
 
 OURS: dict[str, tuple[str, dict[str, Any], int | None, tuple[int, ...]]] = {
     "delta, K=7": ("delta", {"levels": 7}, 4, (4,)),
@@ -151,7 +151,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace) -> tuple[SpikingNet, Tensor, Tensor, Tensor]:
     """The ANN, calibration images, test images and their labels."""
     settings = override(preset("cifar10"), args.size)
-    state_dict = to_torchvision(read_checkpoint(args.checkpoint), str(args.checkpoint))
+    state_dict = read_layout(read_checkpoint(args.checkpoint), str(args.checkpoint)).state_dict
     found, kwargs = identify(state_dict, str(args.checkpoint))
     assert found == args.model, f"{args.checkpoint} holds a {found}"
     ann = build_ann(args.model, state_dict, str(args.checkpoint), **kwargs)

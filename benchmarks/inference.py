@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import snnzoo
 from snnzoo.inference import InferenceNetwork, measure
-from snnzoo.models.registry import build
+from snnzoo.models.factory import build
 
 Run = Callable[[], object]
 

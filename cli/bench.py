@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from snnzoo.models.resnet import SpikingNet
+    from snnzoo.models.base import SpikingNet
 
 CONTENDERS = {
     "fast": "fast form",
@@ -104,7 +104,7 @@ def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
     from snnzoo import conversion
     from snnzoo.data.preprocess import PRESETS
     from snnzoo.inference.measure import torchvision_ann
-    from snnzoo.models.registry import build
+    from snnzoo.models.factory import build
 
     if model in MODELS:
         net = build(model).eval()

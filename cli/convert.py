@@ -15,7 +15,8 @@ from snnzoo.cli import common
 from snnzoo.data.folders import is_frames, list_samples
 from snnzoo.data.preprocess import Preprocess, override, preset
 from snnzoo.errors import CheckpointError, UsageError, first_few
-from snnzoo.models.registry import check_convertible, list_weights, model_spec, split_tag
+from snnzoo.models.factory import check_convertible
+from snnzoo.models.registry import list_weights, model_spec, split_tag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,12 +123,13 @@ def convert(
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.data.datasets import calibration_images
+    from snnzoo.models.factory import build_ann
 
     chosen = make_recipe(recipe, **recipe_options)
     with common.progress_bars(quiet) as progress:
         state_dict, source, notes = origin.read(progress)
         kwargs = _architecture(name, state_dict, num_classes, origin)
-        ann = conversion.build_ann(name, state_dict, origin.title, **kwargs).to(common.torch_device(device))
+        ann = build_ann(name, state_dict, origin.title, **kwargs).to(common.torch_device(device))
         images = None
         if calib_data is not None:
             images = calibration_images(calib_data, settings, calib_samples, seed, progress)
@@ -168,8 +170,9 @@ class _Origin:
     def read(self, progress: Any) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
         """The state dict in torchvision's keys, what the converted file says about it, and lines for the user."""
         from snnzoo.checkpoints.files import read_checkpoint, sha256_of
-        from snnzoo.checkpoints.layouts import read_layout
-        from snnzoo.models.registry import is_neuron_key, weights_of
+        from snnzoo.checkpoints.layout_rules import is_neuron_key
+        from snnzoo.models.factory import weights_of
+        from snnzoo.recognition import read_layout
 
         if self.entry is not None:
             source = {"weights": self.entry.tag, "url": self.entry.url or self.entry.source}
@@ -213,10 +216,10 @@ def _origin(
 
 def _architecture(name: str, state_dict: dict[str, Tensor], num_classes: int | None, origin: _Origin) -> dict[str, Any]:
     """The arguments that build `name` for these weights, as far as their shapes settle them."""
-    from snnzoo.models import heads
-    from snnzoo.models.identify import identify
+    from snnzoo.recognition.head import infer_head
+    from snnzoo.recognition.identification import identify
 
-    heads.infer(state_dict)  # for its error, where the classifier is the trouble
+    infer_head(state_dict)  # for its error, where the classifier is the trouble
     try:
         found, kwargs = identify(state_dict, origin.title)
     except CheckpointError:

@@ -36,16 +36,14 @@ def demo(
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.data.datasets import calibration_images
     from snnzoo.data.digits import Digits
-    from snnzoo.models.registry import weights_of
+    from snnzoo.models.factory import build_ann, weights_of
 
     entry = manifest.find("resnet18", "digits")
     target = common.torch_device(device)
     with common.progress_bars(quiet) as progress:
         state_dict = weights_of(entry, progress)
         images = calibration_images("digits", entry.preprocess, 256, progress=progress)
-        ann, other = (
-            conversion.build_ann("resnet18", state_dict, entry.tag, num_classes=10).to(target) for _ in range(2)
-        )
+        ann, other = (build_ann("resnet18", state_dict, entry.tag, num_classes=10).to(target) for _ in range(2))
         net = conversion.convert_ann(other, images, make_recipe(recipe), progress=progress)
         result = evaluation.evaluate(net, ann, Digits("test"), TIME_STEPS, device=target, progress=progress)
     info = net.conversion

@@ -38,7 +38,7 @@ def inspect(
         layout_named(layout)
     check_outputs({"--json": json}, [file], force=force)
 
-    from snnzoo.checkpoints.inspection import inspect_checkpoint
+    from snnzoo.recognition import inspect_checkpoint
 
     report = inspect_checkpoint(file, layout)
     if not common.write_json(json, report, force):
@@ -64,7 +64,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("model", _model_line(model)))
     if model is not None and model["head"] is not None:
         facts.append(("head", str(model["head"])))
-    for kind in ("missing", "unexpected", "misshapen"):
+    for kind in ("missing", "unexpected", "mismatched"):
         if report[kind] is not None:
             facts.append((kind, _some(report[kind])))
     if report["neuron_parameters"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snnzoo.checkpoints.layout_rules import layout_named, writable_layout
+from snnzoo.checkpoints.layout_rules import is_neuron_key, layout_named, writable_layout
 from snnzoo.checkpoints.output import atomic_output, check_outputs
 from snnzoo.cli import common
 from snnzoo.errors import UsageError, first_few
@@ -47,8 +47,8 @@ def remap(
     check_outputs({"-o": output}, [file], force=force)
 
     from snnzoo.checkpoints.files import read_checkpoint
-    from snnzoo.checkpoints.layouts import from_torchvision, read_layout
-    from snnzoo.models.registry import is_neuron_key
+    from snnzoo.checkpoints.layouts import from_torchvision
+    from snnzoo.recognition import read_layout
 
     found = read_layout(read_checkpoint(file), str(file), layout)
     notes = list(found.notes)

@@ -65,7 +65,7 @@ def networks():
 
     import snnzoo
     from helpers import shake_batch_norm
-    from snnzoo.conversion import build_ann
+    from snnzoo.models.factory import build_ann
 
     torch.manual_seed(0)
     weights = shake_batch_norm(torchvision.models.resnet18(num_classes=7)).state_dict()

@@ -244,8 +244,8 @@ def _virtual_peak():
 
 def _read_all(first, count):
     """Read `count` mutated files in this process, and tally what came of it."""
-    from snnzoo.checkpoints.inspection import inspect_checkpoint
     from snnzoo.errors import SnnzooError
+    from snnzoo.recognition import inspect_checkpoint
 
     files = seeds()
     Path("part.safetensors").write_bytes(files[6][1])

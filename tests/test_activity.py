@@ -11,7 +11,8 @@ from snnzoo import functional
 from snnzoo.conversion.codings import DeltaCoding, DifferentialCoding, RateCoding, SignedCoding
 from snnzoo.evaluation.activity import Activity, ActivityMeter, fan_out
 from snnzoo.evaluation.energy import ann_energy, snn_energy
-from snnzoo.models.resnet import BasicBlock, SpikingNet, conv3x3, make_stage, projection
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, projection
 from snnzoo.neuron import MultiStepIFNode
 
 

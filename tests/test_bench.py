@@ -13,7 +13,7 @@ import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.cli import main as cli
 from snnzoo.inference import measure
-from snnzoo.models.registry import build
+from snnzoo.models.factory import build
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,9 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo import functional
-from snnzoo.conversion import build_ann, choice, codings
+from snnzoo.conversion import choice, codings
 from snnzoo.errors import UsageError
+from snnzoo.models.factory import build_ann
 
 
 @pytest.fixture(scope="module")

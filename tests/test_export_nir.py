@@ -16,7 +16,8 @@ from snnzoo import functional, neuron
 from snnzoo.errors import SnnzooError
 from snnzoo.export import to_nir, write_nir
 from snnzoo.export.nir import DT
-from snnzoo.models.resnet import BasicBlock, SpikingNet, conv3x3, make_stage, projection
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, projection
 
 
 class Stateful(nn.Module):

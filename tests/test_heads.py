@@ -9,10 +9,10 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.checkpoints.layouts import read_layout
 from snnzoo.errors import CheckpointError, UsageError
-from snnzoo.models import heads, registry
-from snnzoo.models.identify import identify
+from snnzoo.models import factory, heads
+from snnzoo.recognition import identify, read_layout
+from snnzoo.recognition.head import infer_head
 
 MODULES = {
     "linear": nn.Linear(8, 4),
@@ -89,7 +89,7 @@ def test_a_classifier_is_inferred_from_its_keys(name):
     module, description, note = INFERRED[name]
     shake_batch_norm(module.eval())
     state_dict = {f"fc.{key}": value for key, value in module.state_dict().items()}
-    assert heads.infer(state_dict) == (description, note)
+    assert infer_head(state_dict) == (description, note)
     if description is not None:
         built = heads.build(description).eval()
         built.load_state_dict(module.state_dict(), strict=True)
@@ -110,7 +110,7 @@ def test_a_classifier_is_inferred_from_its_keys(name):
 )
 def test_a_classifier_of_unknown_layers_is_refused(tensors, message):
     with pytest.raises(CheckpointError, match=message):
-        heads.infer(tensors)
+        infer_head(tensors)
 
 
 def nested(depth):
@@ -137,7 +137,7 @@ def nested(depth):
 )  # fmt: skip
 def test_a_malformed_description_is_a_usage_error(description):
     with pytest.raises(UsageError):
-        registry.build("resnet18", head=description) if description is not None else heads.build(description)
+        factory.build("resnet18", head=description) if description is not None else heads.build(description)
 
 
 def replaced(*layers):
@@ -153,7 +153,7 @@ def test_a_fine_tuned_resnet_with_a_replaced_classifier_gives_equal_outputs():
     assert any("assumed a ReLU at fc.1" in note for note in found.notes)
     name, kwargs = identify(found.state_dict, "f")
     assert (name, kwargs["num_classes"]) == ("resnet18", 7)
-    ours = registry.build(name, nn.ReLU, step_mode="s", **kwargs).double().eval()
+    ours = factory.build(name, nn.ReLU, step_mode="s", **kwargs).double().eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert (theirs(x) - ours(x)).abs().max() <= 1e-9
@@ -164,25 +164,25 @@ def test_a_network_remembers_its_classifier_for_the_file():
     head = [["Linear", 512, 16, True], ["Tanh"], ["Linear", 16, 3, True]]
     net = snnzoo.create_model("resnet18", head=head)
     assert net.model_kwargs == {"num_classes": 3, "head": head}
-    again = registry.build("resnet18", **json.loads(json.dumps(net.model_kwargs)))
+    again = factory.build("resnet18", **json.loads(json.dumps(net.model_kwargs)))
     assert heads.describe(again.fc) == head
     assert net.eval()(torch.randn(2, 1, 3, 32, 32)).shape == (2, 1, 3)
 
 
 def test_a_classifier_with_other_classes_names_the_flag():
     with pytest.raises(UsageError, match="has 3 classes, not 5: give --num-classes 3"):
-        registry.build("resnet18", head=[["Linear", 512, 3, True]], num_classes=5)
+        factory.build("resnet18", head=[["Linear", 512, 3, True]], num_classes=5)
 
 
 def test_a_classifier_that_does_not_fit_the_network_is_a_usage_error():
     with pytest.raises(UsageError, match="resnet50: the head takes 512 features, but the network has 2048"):
-        registry.build("resnet50", head=[["Linear", 512, 3, True]])
+        factory.build("resnet50", head=[["Linear", 512, 3, True]])
 
 
 @pytest.mark.parametrize("recipe", ["delta", "rate"])
 def test_a_converted_network_keeps_its_classifier_analog(recipe, tmp_path):
     head = [["Linear", 64, 32, True], ["ReLU"], ["Dropout", 0.2], ["Linear", 32, 7, True]]
-    ann = shake_batch_norm(registry.build("resnet20", nn.ReLU, step_mode="s", head=head)).eval()
+    ann = shake_batch_norm(factory.build("resnet20", nn.ReLU, step_mode="s", head=head)).eval()
     images = torch.randn(4, 3, 16, 16)
     snn = snnzoo.convert(ann, images, recipe=recipe, time_steps=4)
     snnzoo.save(snn, tmp_path / "snn.safetensors")

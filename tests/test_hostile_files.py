@@ -24,12 +24,12 @@ from safetensors.torch import save
 from torch import nn
 
 from snnzoo.checkpoints.files import file_format, read_checkpoint, read_safetensors
-from snnzoo.checkpoints.inspection import inspect_checkpoint
 from snnzoo.checkpoints.untrusted import limits, pickles
 from snnzoo.checkpoints.untrusted.zip_files import check_zip
 from snnzoo.cli.main import main
 from snnzoo.errors import CheckpointError, SnnzooError
-from snnzoo.models import registry
+from snnzoo.models import factory
+from snnzoo.recognition import inspect_checkpoint
 
 PAYLOADS = corpus.payloads()
 WEIGHT = {"w": torch.arange(6.0).view(2, 3)}
@@ -589,18 +589,18 @@ def test_weights_that_are_not_numbers_load_and_are_counted(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
 def test_weights_of_a_type_that_means_something_else_are_not_loaded(dtype):
-    net = registry.build("resnet20", nn.ReLU, step_mode="s")
+    net = factory.build("resnet20", nn.ReLU, step_mode="s")
     weights = {**net.state_dict(), "layer1.0.conv1.weight": net.state_dict()["layer1.0.conv1.weight"].to(dtype)}
     path = written(corpus.saved(weights))
     with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight " + str(dtype).removeprefix("torch.")):
-        registry.load_ann_weights(net, read_checkpoint(path), "file.pth")
+        factory.load_ann_weights(net, read_checkpoint(path), "file.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str)
 def test_weights_of_every_floating_type_are_loaded(dtype):
-    net = registry.build("resnet20", nn.ReLU, step_mode="s")
+    net = factory.build("resnet20", nn.ReLU, step_mode="s")
     weight = net.state_dict()["layer1.0.conv1.weight"].to(dtype)
-    registry.load_ann_weights(net, {**net.state_dict(), "layer1.0.conv1.weight": weight}, "file.pth")
+    factory.load_ann_weights(net, {**net.state_dict(), "layer1.0.conv1.weight": weight}, "file.pth")
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], weight.float())
 
 
@@ -686,7 +686,7 @@ def test_twelve_thousand_mutated_files_do_no_harm(tmp_path):
 PEAK = """
 import resource, sys
 from pathlib import Path
-from snnzoo.checkpoints.inspection import inspect_checkpoint
+from snnzoo.recognition import inspect_checkpoint
 inspect_checkpoint(Path(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

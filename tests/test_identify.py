@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from snnzoo.errors import CheckpointError
-from snnzoo.models import registry
-from snnzoo.models.identify import architecture, identify
+from snnzoo.models import factory, registry
+from snnzoo.recognition import architecture, identify
 
 
 def meta(name, **kwargs):
     """Keys and shapes of a model, without data."""
     with torch.device("meta"):
-        return registry.build(name, nn.ReLU, **kwargs).state_dict()
+        return factory.build(name, nn.ReLU, **kwargs).state_dict()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import snnzoo
 from snnzoo.checkpoints.layout_rules import LAYOUTS
 from snnzoo.checkpoints.layouts import from_torchvision
 from snnzoo.cli import main
-from snnzoo.models import registry
+from snnzoo.models import factory
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -71,7 +71,7 @@ def test_inspect_reports_all_there_is_to_say(snn, checkpoint):
         "name": "resnet18", "depth": 18, "block": "basic", "stages": [2, 2, 2, 2], "groups": 1, "width_per_group": 64,
         "in_channels": 3, "classes": 10, "shortcut_option": None, "head": None,
     }  # fmt: skip
-    assert report["missing"] == report["unexpected"] == report["misshapen"] == report["neuron_parameters"] == []
+    assert report["missing"] == report["unexpected"] == report["mismatched"] == report["neuron_parameters"] == []
     assert report["not_finite"] == {}
     assert report["metadata"] == {"epoch": 9}
 
@@ -96,7 +96,7 @@ def test_inspect_finds_what_is_wrong(snn, tmp_path, weights):
     assert report["format"] == "safetensors"
     assert report["missing"] == ["layer3.1.bn2.weight"]
     assert report["unexpected"] == ["extra.weight"]
-    assert report["misshapen"] == ["bn1.bias [3] instead of [64]"]
+    assert report["mismatched"] == ["bn1.bias [3] instead of [64]"]
     assert report["not_finite"] == {"layer1.0.conv1.weight": 2}
     assert report["dtypes"]["float16"] == 2
     assert report["metadata"] == {"by": "me"}
@@ -130,7 +130,7 @@ HEAD = [["Linear", 64, 16, True], ["GELU", "none"], ["Linear", 16, 5, True]]
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     path = tmp_path_factory.mktemp("converted") / "snn.safetensors"
-    ann = registry.build("resnet20", nn.ReLU, step_mode="s", head=HEAD)
+    ann = factory.build("resnet20", nn.ReLU, step_mode="s", head=HEAD)
     snnzoo.save(snnzoo.convert(ann.eval(), torch.randn(4, 3, 8, 8), recipe="rate", time_steps=4), path)
     return path
 
@@ -150,7 +150,7 @@ def test_remap_of_a_converted_file_leaves_neurons_out_where_the_layout_has_none(
     assert code == 0
     assert "left out" in err
     ann = torch.load(tmp_path / "ann.pth", weights_only=True)
-    assert sorted(ann) == sorted(registry.build("resnet20", nn.ReLU, head=HEAD).state_dict())
+    assert sorted(ann) == sorted(factory.build("resnet20", nn.ReLU, head=HEAD).state_dict())
 
 
 @pytest.mark.parametrize("layout", [name for name, value in LAYOUTS.items() if value.writable])

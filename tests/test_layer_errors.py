@@ -6,9 +6,9 @@ import torchvision
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.conversion import build_ann
 from snnzoo.conversion.codings import neuron_sites
 from snnzoo.evaluation.layer_errors import layer_errors
+from snnzoo.models.factory import build_ann
 
 
 @pytest.mark.parametrize("recipe", ["delta", "rate"])

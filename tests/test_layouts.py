@@ -9,10 +9,11 @@ import torchvision
 from torch import nn
 
 from snnzoo import layer, neuron
-from snnzoo.checkpoints.layout_rules import LAYOUTS, Rule, writable_layout
-from snnzoo.checkpoints.layouts import from_torchvision, read_layout, to_torchvision
+from snnzoo.checkpoints.layout_rules import LAYOUTS, Rule, is_neuron_key, writable_layout
+from snnzoo.checkpoints.layouts import from_torchvision
 from snnzoo.errors import CheckpointError, UsageError
-from snnzoo.models import registry
+from snnzoo.models import factory
+from snnzoo.recognition import read_layout
 
 WRITABLE = [name for name, layout in LAYOUTS.items() if layout.writable]
 
@@ -29,7 +30,7 @@ def weights(net):
 
 @pytest.fixture(scope="module")
 def cifar():
-    return registry.build("resnet20", nn.ReLU, option="B", step_mode="s").state_dict()
+    return factory.build("resnet20", nn.ReLU, option="B", step_mode="s").state_dict()
 
 
 def prefixed(weights, prefix):
@@ -95,14 +96,14 @@ def test_common_prefixes_are_removed_in_any_nesting(prefix, weights):
 
 def test_a_submodule_that_was_compiled_or_parallel_is_found(weights):
     keys = {re.sub(r"^(layer\d)\.", r"\1._orig_mod.", key): value for key, value in weights.items()}
-    assert_same(to_torchvision(keys, "f"), weights)
+    assert_same(read_layout(keys, "f").state_dict, weights)
     keys = {re.sub(r"^(layer\d)\.", r"\1.module.", key): value for key, value in weights.items()}
-    assert_same(to_torchvision(keys, "f"), weights)
+    assert_same(read_layout(keys, "f").state_dict, weights)
 
 
 def test_real_wrapped_modules_are_read(net, weights):
-    assert_same(to_torchvision(nn.DataParallel(net).state_dict(), "f"), weights)
-    assert_same(to_torchvision(torch.compile(net).state_dict(), "f"), weights)
+    assert_same(read_layout(nn.DataParallel(net).state_dict(), "f").state_dict, weights)
+    assert_same(read_layout(torch.compile(net).state_dict(), "f").state_dict, weights)
     averaged = torch.optim.swa_utils.AveragedModel(net)
     found = read_layout(averaged.state_dict(), "f")
     assert_same(found.state_dict, weights)
@@ -324,8 +325,8 @@ OLD_KEYS = {"sn1.module.surrogate_function.alpha": torch.tensor(2.0), "layer1.0.
 
 
 def test_an_ann_checkpoint_loads_strictly_into_parametric_neurons(weights):
-    net = registry.build("resnet18", "plif", num_classes=10)
-    initial = {key: value.clone() for key, value in net.state_dict().items() if registry.is_neuron_key(key)}
+    net = factory.build("resnet18", "plif", num_classes=10)
+    initial = {key: value.clone() for key, value in net.state_dict().items() if is_neuron_key(key)}
     assert len(initial) == 17
     with pytest.warns(UserWarning, match="neuron parameters that the checkpoint lacks keep their initial values"):
         net.load_state_dict(weights, strict=True)
@@ -339,22 +340,22 @@ def test_parameters_of_neurons_are_neither_missing_nor_unexpected(weights):
     assert found.layout.name == "spikingjelly"
     assert found.confidence == 1.0
     for kind in ("if", "plif"):
-        net = registry.build("resnet18", kind, num_classes=10)
-        registry.load_ann_weights(net, found.state_dict, "f")
+        net = factory.build("resnet18", kind, num_classes=10)
+        factory.load_ann_weights(net, found.state_dict, "f")
         if kind == "plif":
             assert net.layer1[0].sn1.w.item() == pytest.approx(0.3)
             assert net.layer1[0].sn2.w.item() == pytest.approx(-0.2)
-    registry.load_ann_weights(registry.build("resnet18", nn.ReLU, num_classes=10), found.state_dict, "f")
+    factory.load_ann_weights(factory.build("resnet18", nn.ReLU, num_classes=10), found.state_dict, "f")
 
 
 def test_a_neuron_parameter_of_another_shape_keeps_its_initial_value(weights):
-    net = registry.build("resnet18", "plif", num_classes=10)
-    registry.load_ann_weights(net, {**weights, "sn1.w": torch.ones(64)}, "f")
+    net = factory.build("resnet18", "plif", num_classes=10)
+    factory.load_ann_weights(net, {**weights, "sn1.w": torch.ones(64)}, "f")
     assert net.sn1.w.item() == 0.0
 
 
 def test_a_surrogate_slope_of_an_older_library_is_no_unexpected_key(weights):
-    net = registry.build("resnet18", "lif", num_classes=10)
+    net = factory.build("resnet18", "lif", num_classes=10)
     old = {**weights, "sn1.module.surrogate_function.alpha": torch.tensor(2.0)}
     net.load_state_dict(old, strict=True)
     with pytest.raises(RuntimeError, match="Unexpected"):

@@ -6,10 +6,10 @@ import torchvision
 from torch import nn
 
 from helpers import shake_batch_norm
-from snnzoo.checkpoints.layouts import from_torchvision, read_layout
+from snnzoo.checkpoints.layouts import from_torchvision
 from snnzoo.errors import CheckpointError
-from snnzoo.models import registry
-from snnzoo.models.identify import identify
+from snnzoo.models import factory
+from snnzoo.recognition import identify, read_layout
 
 TOLERANCE = 1e-9
 
@@ -18,8 +18,8 @@ def our_ann(content, layout=None, neuron=nn.ReLU):
     """Our network with the weights of a checkpoint, float64, and what was detected."""
     found = read_layout(content, "checkpoint", layout)
     name, kwargs = identify(found.state_dict, "checkpoint")
-    net = registry.build(name, neuron=neuron, step_mode="s", **kwargs).double()
-    registry.load_ann_weights(net, found.state_dict, "checkpoint")
+    net = factory.build(name, neuron=neuron, step_mode="s", **kwargs).double()
+    factory.load_ann_weights(net, found.state_dict, "checkpoint")
     return net.eval(), found
 
 
@@ -138,6 +138,6 @@ def test_spikingjelly_time_constants_are_loaded_into_parametric_neurons():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     theirs = spikingjelly_net("spiking_resnet", "spiking_resnet18", spiking_neuron=neuron.ParametricLIFNode)
     nn.init.constant_(theirs.layer1[0].sn1.w, 0.75)
-    net = registry.build("resnet18", "plif", num_classes=10)
-    registry.load_ann_weights(net, read_layout(theirs.state_dict(), "checkpoint").state_dict, "checkpoint")
+    net = factory.build("resnet18", "plif", num_classes=10)
+    factory.load_ann_weights(net, read_layout(theirs.state_dict(), "checkpoint").state_dict, "checkpoint")
     assert net.layer1[0].sn1.w.item() == 0.75

@@ -11,8 +11,8 @@ from helpers import NEURONS, assert_patterns_agree, firing
 from snnzoo import functional, neuron
 from snnzoo.errors import UsageError
 from snnzoo.models import registry
-from snnzoo.models.identify import identify
 from snnzoo.models.sew_resnet import CONNECT, SEWBasicBlock, SEWBottleneck
+from snnzoo.recognition import identify
 
 SEW = [name for name, spec in registry.MODELS.items() if spec.network == "SEWResNet"]
 

@@ -12,11 +12,12 @@ from torch import nn
 import snnzoo
 from helpers import NEURONS, assert_converted_patterns_agree, assert_patterns_agree, shake_batch_norm
 from snnzoo import functional, layer, neuron
-from snnzoo.conversion import build_ann, calibration, codings, load_with_ann, neurons
+from snnzoo.conversion import calibration, codings, load_with_ann, neurons
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
-from snnzoo.models import registry
-from snnzoo.models.identify import architecture, identify
+from snnzoo.models import factory, registry
+from snnzoo.models.factory import build_ann
+from snnzoo.recognition import architecture, identify
 
 VGGS = [name for name, spec in registry.MODELS.items() if spec.network == "VGG"]
 HIDDEN = 48  # neurons of the hidden layers, for speed; torchvision has 4096
@@ -170,7 +171,7 @@ def test_every_neuron_of_a_network_to_train_gets_gradients():
 @pytest.mark.parametrize("name", VGGS)
 def test_a_vgg_is_known_by_its_weights(name):
     with torch.device("meta"):
-        weights = registry.build(name, nn.ReLU, num_classes=7, in_channels=1, hidden_features=32).state_dict()
+        weights = factory.build(name, nn.ReLU, num_classes=7, in_channels=1, hidden_features=32).state_dict()
     assert identify(weights, "f") == (name, {"num_classes": 7, "in_channels": 1, "hidden_features": 32})
     found = architecture(weights)
     assert (found.depth, found.block) == (int(name.removeprefix("vgg").removesuffix("_bn")), "plain")
@@ -183,7 +184,7 @@ def test_a_vgg_is_known_by_its_weights(name):
 ])  # fmt: skip
 def test_incomplete_weights_are_refused_with_what_is_missing(lost, message):
     with torch.device("meta"):
-        weights = registry.build("vgg11", nn.ReLU, hidden_features=32).state_dict()
+        weights = factory.build("vgg11", nn.ReLU, hidden_features=32).state_dict()
     with pytest.raises(CheckpointError, match=message):
         identify({key: value for key, value in weights.items() if not key.startswith(lost)}, "f")
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from snnzoo.errors import UsageError, suggestion
 
 _SLOT = re.compile(r"\{(\w+)(-1)?\}")
+_NEURON_KEY = re.compile(r"(^|\.)(downsample_)?sn\d*\.")
 
 
 @dataclass(frozen=True)
@@ -235,3 +236,8 @@ def writable_layout(name: str) -> Layout:
         names = ", ".join(other for other, value in LAYOUTS.items() if value.writable)
         raise UsageError(f"layout {name!r} can only be read: expected one of {names}")
     return layout
+
+
+def is_neuron_key(key: str) -> bool:
+    """Whether a state_dict key belongs to a neuron (`sn1.w`, `layer1.0.sn2.module.surrogate_function.alpha`)."""
+    return _NEURON_KEY.search(key) is not None

@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from snnzoo.checkpoints.layout_rules import FOREIGN, LAYOUTS, Layout, layout_named, writable_layout
-from snnzoo.checkpoints.positional import names_by_position
+from snnzoo.checkpoints.layout_rules import FOREIGN, LAYOUTS, Layout, is_neuron_key, layout_named, writable_layout
+from snnzoo.checkpoints.positional import Networks, names_by_position
 from snnzoo.errors import CheckpointError, first_few
-from snnzoo.models import heads
-from snnzoo.models.registry import is_neuron_key
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 EMA_WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model")
@@ -179,17 +177,15 @@ def _renamed(state_dict: Mapping[str, Tensor], names: Iterable[str], source: str
     return renamed
 
 
-def to_torchvision(content: Any, source: str, layout: str | None = None) -> dict[str, Tensor]:
-    """The state dict of a loaded checkpoint with torchvision's keys: `read_layout(...).state_dict`."""
-    return read_layout(content, source, layout).state_dict
-
-
-def read_layout(content: Any, source: str, layout: str | None = None) -> Detected:
+def translate(content: Any, source: str, networks: Networks, layout: str | None = None) -> Detected:
     """Find the key layout of a loaded checkpoint, and translate it to torchvision's.
+
+    `recognition.read_layout` does it for the networks of the zoo.
 
     Args:
         content: a state dict, or dicts around one; as `checkpoints.files.read_checkpoint` returns it.
         source: named in errors.
+        networks: what a checkpoint whose layers have numbers for names may be of.
         layout: one of `LAYOUTS`, instead of detection; keys that it does not know are then left out.
 
     Raises:
@@ -201,10 +197,10 @@ def read_layout(content: Any, source: str, layout: str | None = None) -> Detecte
     unwrapped = unwrap(content, source)
     _refuse_foreign(unwrapped.state_dict, source)
     total, notes = len(unwrapped.state_dict), list(unwrapped.notes)
-    chosen, names = (
-        _detect(unwrapped.state_dict, source) if asked is None else (asked, _names(unwrapped.state_dict, asked))
-    )
-    if asked is not None:
+    if asked is None:
+        chosen, names = _detect(unwrapped.state_dict, source, networks)
+    else:
+        chosen, names = asked, _names(unwrapped.state_dict, asked, networks)
         if not names:
             raise CheckpointError(f"{source}: no key is of layout {asked.name}: leave --layout out to detect it")
         unknown = [key for key in unwrapped.state_dict if key not in names]
@@ -213,37 +209,26 @@ def read_layout(content: Any, source: str, layout: str | None = None) -> Detecte
     kept = {key: value for key, value in unwrapped.state_dict.items() if asked is None or key in names}
     state_dict = _renamed(kept, (names.get(key, key) for key in kept), source)
     _refuse_other_norms(state_dict, source)
-    notes.extend(_assumptions(chosen, state_dict))
+    if chosen.assumes:
+        notes.append(f"layout {chosen.name}: assumed that {chosen.assumes}")
+    if chosen.differs:
+        notes.append(f"layout {chosen.name}: {chosen.differs}, so that the same weights compute something else")
     return Detected(state_dict, chosen, len(names), total, unwrapped.wrapping, tuple(notes), unwrapped.extra)
 
 
-def _assumptions(layout: Layout, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """What the keys leave open, a line each."""
-    notes = []
-    if layout.assumes:
-        notes.append(f"layout {layout.name}: assumed that {layout.assumes}")
-    if layout.differs:
-        notes.append(f"layout {layout.name}: {layout.differs}, so that the same weights compute something else")
-    try:
-        head = heads.infer(state_dict)[1]
-    except CheckpointError as error:  # the names can be told even so
-        head = str(error)
-    return [*notes, head] if head else notes
-
-
-def _names(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, str]:
+def _names(state_dict: Mapping[str, Tensor], layout: Layout, networks: Networks) -> dict[str, str]:
     """torchvision's name for each key that the layout knows."""
     if layout.name == "sequential":
-        return names_by_position(state_dict) or {}
+        return names_by_position(state_dict, networks) or {}
     return {key: name for key in state_dict if (name := layout.to_torchvision(key)) is not None}
 
 
-def _detect(state_dict: Mapping[str, Tensor], source: str) -> tuple[Layout, dict[str, str]]:
+def _detect(state_dict: Mapping[str, Tensor], source: str, networks: Networks) -> tuple[Layout, dict[str, str]]:
     """The layout that knows most of the keys, with its names for them."""
-    known = {layout.name: _names(state_dict, layout) for layout in LAYOUTS.values() if layout.rules}
+    known = {layout.name: _names(state_dict, layout, networks) for layout in LAYOUTS.values() if layout.rules}
     best = max(len(set(names.values())) for names in known.values())
     if best < len(state_dict) / 2:
-        by_position = names_by_position(state_dict)
+        by_position = names_by_position(state_dict, networks)
         if by_position is not None:
             return LAYOUTS["sequential"], by_position
         raise CheckpointError(
@@ -278,7 +263,7 @@ def _refuse_other_norms(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], layout: str, source: str = "state dict") -> dict[str, Tensor]:
-    """A state dict in torchvision's keys in another layout, the inverse of `to_torchvision`.
+    """A state dict in torchvision's keys in another layout, the inverse of `translate`.
 
     Raises:
         UsageError: if there is no such layout, or it can only be read.
@@ -301,9 +286,9 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
         CheckpointError: with the first few keys of each kind that do not fit, and their number; or those of weights
             that are integers or complex, which a network would take for something else.
     """
-    missing, unexpected, misshapen = compare(expected, given)
-    others = [text for text in misshapen if not text.startswith(_CLASSIFIERS)]
-    if misshapen and not (others or missing or unexpected):
+    missing, unexpected, mismatched = compare(expected, given)
+    others = [text for text in mismatched if not text.startswith(_CLASSIFIERS)]
+    if mismatched and not (others or missing or unexpected):
         classes, wanted = (tensors[_last_classifier_weight(tensors)].shape[0] for tensors in (given, expected))
         if classes != wanted:
             raise CheckpointError(f"{source}: has {classes} classes, not {wanted}: give --num-classes {classes}")
@@ -319,7 +304,7 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
         )
     problems = [
         f"{len(keys)} {kind} ({first_few(keys)})"
-        for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
+        for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (mismatched, "of another shape"))
         if keys
     ]
     if problems:
@@ -330,12 +315,12 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tupl
     """Keys missing, keys unexpected, and a text on each tensor of another shape; without neurons' parameters."""
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
-    misshapen = [
+    mismatched = [
         f"{key} {list(given[key].shape)} instead of {list(value.shape)}"
         for key, value in expected.items()
         if key in given and given[key].shape != value.shape and not is_neuron_key(key)
     ]
-    return [k for k in missing if not is_neuron_key(k)], [k for k in unexpected if not is_neuron_key(k)], misshapen
+    return [k for k in missing if not is_neuron_key(k)], [k for k in unexpected if not is_neuron_key(k)], mismatched
 
 
 def _last_classifier_weight(tensors: Mapping[str, Tensor]) -> str:

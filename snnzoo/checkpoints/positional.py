@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
-from snnzoo.models import registry
+# From a number of convolutions and of input channels, the networks that have them; shapes are all that counts.
+Networks = Callable[[int, int], Iterable[nn.Module]]
 
 _RANK = {"conv1": 1, "bn1": 2, "conv2": 3, "bn2": 4, "conv3": 5, "bn3": 6, "downsample": 7, "shortcut": 7}
 
 
-def names_by_position(state_dict: Mapping[str, Tensor]) -> dict[str, str] | None:
-    """torchvision's name for each key, where the layers are those of a model of the zoo in its order.
+def names_by_position(state_dict: Mapping[str, Tensor], networks: Networks) -> dict[str, str] | None:
+    """Return torchvision's name for each key, where the layers are those of one of `networks` in its order.
 
     The order is the file's or, since safetensors files are sorted by name, that of the numbers in the keys.
-    Everything before the first Linear layer must match one model in kind and shape; what follows is `fc`.
+    Everything before the first Linear layer must match one network in kind and shape; what follows is `fc`.
     """
     if not any(re.search(r"(^|\.)\d+\.", key) for key in state_dict):
         return None
@@ -30,7 +29,7 @@ def names_by_position(state_dict: Mapping[str, Tensor]) -> dict[str, str] | None
         body = [path for path, tensors in layers.items() if not _is_classifier(tensors)]
         if list(layers)[: len(body)] != body:
             continue
-        own = _matching_paths([layers[path] for path in body])
+        own = _matching_paths([layers[path] for path in body], networks)
         if own is not None:
             names = dict(zip(body, own, strict=True)) | _classifier_paths([path for path in layers if path not in body])
             return {f"{path}.{leaf}": f"{names[path]}.{leaf}" for path in layers for leaf in layers[path]}
@@ -58,12 +57,12 @@ def _classifier_paths(paths: list[str]) -> dict[str, str]:
     }
 
 
-def _matching_paths(layers: list[Mapping[str, Tensor]]) -> list[str] | None:
-    """The paths of the layers of the one model of the zoo that has these shapes in this order."""
+def _matching_paths(layers: list[Mapping[str, Tensor]], networks: Networks) -> list[str] | None:
+    """The paths of the layers of the one network that has these shapes in this order."""
     convolutions = [layer["weight"] for layer in layers if "weight" in layer and layer["weight"].ndim == 4]
     if not convolutions or len(layers) != 2 * len(convolutions):
         return None
-    for net in _candidates(len(convolutions), convolutions[0].shape[1]):
+    for net in networks(len(convolutions), convolutions[0].shape[1]):
         own = [
             (path, module) for path, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
         ]
@@ -75,26 +74,3 @@ def _matching_paths(layers: list[Mapping[str, Tensor]]) -> list[str] | None:
 def _fits(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     own = {name: value.shape for name, value in module.state_dict().items() if name != "num_batches_tracked"}
     return own == {name: value.shape for name, value in tensors.items() if name != "num_batches_tracked"}
-
-
-def _candidates(convolutions: int, in_channels: int) -> Iterator[Any]:
-    """The models with that many convolutions, on the meta device: shapes without data."""
-    for name, spec in registry.MODELS.items():
-        if not spec.convertible:  # the keys and shapes of another model
-            continue
-        for options, count in _convolutions(spec.kwargs):
-            if count == convolutions:
-                with torch.device("meta"):
-                    yield registry.build(name, nn.ReLU, in_channels=in_channels, **options)
-
-
-def _convolutions(kwargs: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
-    """The options of a model, each with the number of its convolutions."""
-    if "blocks" in kwargs:
-        plain = 1 + 6 * kwargs["blocks"]
-        return [({"option": "A"}, plain), ({"option": "B"}, plain + 2)]
-    if "convolutions" in kwargs:  # a VGG has numbers for names already
-        return []
-    if kwargs["block"] == "basic":
-        return [({}, 1 + 2 * sum(kwargs["layers"]) + 3)]
-    return [({}, 1 + 3 * sum(kwargs["layers"]) + 4)]

@@ -9,9 +9,9 @@ from snnzoo.lazy import lazy_exports
 if TYPE_CHECKING:
     from snnzoo.conversion.choice import choose
     from snnzoo.conversion.converted_file import Conversion, load, load_with_ann, save
-    from snnzoo.conversion.converter import build_ann, convert, convert_ann
+    from snnzoo.conversion.converter import convert, convert_ann
 
-__all__ = ["Conversion", "build_ann", "choose", "convert", "convert_ann", "load", "load_with_ann", "save"]
+__all__ = ["Conversion", "choose", "convert", "convert_ann", "load", "load_with_ann", "save"]
 
 _FILE, _CONVERTER = "snnzoo.conversion.converted_file", "snnzoo.conversion.converter"
 __getattr__ = lazy_exports(
@@ -19,6 +19,6 @@ __getattr__ = lazy_exports(
     {
         **dict.fromkeys(("Conversion", "load", "load_with_ann", "save"), _FILE),
         "choose": "snnzoo.conversion.choice",
-        **dict.fromkeys(("build_ann", "convert", "convert_ann"), _CONVERTER),
+        **dict.fromkeys(("convert", "convert_ann"), _CONVERTER),
     },
 )

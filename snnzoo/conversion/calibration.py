@@ -21,7 +21,7 @@ from snnzoo.conversion.codings import Coding, accumulate_in_pools, neuron_sites,
 from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net, set_step_mode
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 Segment = Callable[[Tensor], Tensor]
 Parameters = dict[str, dict[str, Tensor]]

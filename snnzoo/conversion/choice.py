@@ -16,7 +16,7 @@ from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.recipes import DeltaRecipe
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 TIME_STEPS = (1, 2, 4, 8, 16)
 LEVELS = (1, 3, 7)

@@ -17,7 +17,7 @@ from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, Sig
 from snnzoo.errors import CheckpointError, suggestion
 from snnzoo.functional import set_step_mode
 from snnzoo.layer import AccumulatingMaxPool2d, Readout
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 _SITE = re.compile(r"sn\d*")
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import CheckpointError, UsageError
-from snnzoo.models import registry
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.factory import build, load_ann_weights
 
 FORMAT = "snnzoo/1"
 
@@ -109,11 +110,11 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
     tensors, metadata = read_safetensors(Path(path))
     conversion = Conversion.from_metadata(metadata, str(path))
     try:
-        ann = registry.build(conversion.model, neuron=nn.ReLU, step_mode="s", **conversion.model_kwargs)
-        net = registry.build(conversion.model, neuron=nn.ReLU, step_mode="m", **conversion.model_kwargs)
+        ann = build(conversion.model, neuron=nn.ReLU, step_mode="s", **conversion.model_kwargs)
+        net = build(conversion.model, neuron=nn.ReLU, step_mode="m", **conversion.model_kwargs)
     except (UsageError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged metadata: {error}") from None
-    registry.load_ann_weights(ann, {k: v for k, v in tensors.items() if not registry.is_neuron_key(k)}, str(path))
+    load_ann_weights(ann, {k: v for k, v in tensors.items() if not is_neuron_key(k)}, str(path))
     try:
         parameters = _neuron_parameters(net, tensors)
         _check_parameters(net, conversion.coding, parameters, str(path))

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnzoo.checkpoints.layouts import to_torchvision
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, Progress, choose, with_lead
 from snnzoo.conversion.codings import Coding, DeltaCoding, install
@@ -18,22 +17,10 @@ from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.inputs import ann_input, has_frames
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.models import heads, registry
-from snnzoo.models.identify import identify
-from snnzoo.models.resnet import SpikingNet
-
-
-def build_ann(model: str, state_dict: dict[str, Tensor], source: str, **kwargs: Any) -> SpikingNet:
-    """The ANN of `model` with these weights: single-step, eval mode, ReLU at every neuron site.
-
-    Raises:
-        UsageError: if it is a network to train.
-        CheckpointError: if the weights do not fit.
-    """
-    registry.check_convertible(model, with_images=True)
-    ann = registry.build(model, neuron=nn.ReLU, step_mode="s", **kwargs)
-    registry.load_ann_weights(ann, state_dict, source)
-    return ann.eval()
+from snnzoo.models import heads
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.factory import build_ann, check_convertible
+from snnzoo.recognition import identify, read_layout
 
 
 def convert(
@@ -124,7 +111,7 @@ def convert_ann(
         record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
     coding = recipe.typical_coding()
-    registry.check_convertible(ann.model_name, with_images=images is not None)
+    check_convertible(ann.model_name, with_images=images is not None)
     if images is None:
         parameters = data_free_parameters(ann, coding)
     else:
@@ -189,8 +176,8 @@ def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:
     """Our ANN with the weights of a user's module, on its device and in its dtype."""
     name = type(module).__name__
     if isinstance(module, SpikingNet):
-        registry.check_convertible(module.model_name, with_images=True)
-    state_dict = to_torchvision(module.state_dict(), name)
+        check_convertible(module.model_name, with_images=True)
+    state_dict = read_layout(module.state_dict(), name).state_dict
     parameter = next(iter(state_dict.values()))
     model, kwargs = identify(state_dict, name)
     classifier = next((m for key, m in module.named_modules() if key.rpartition(".")[2] == "fc"), None)

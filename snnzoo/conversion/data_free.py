@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from snnzoo.conversion.calibration import Parameters, fill_dead, resting_inputs
 from snnzoo.conversion.codings import Coding, neuron_sites
+from snnzoo.models.base import SpikingNet
 from snnzoo.models.cifar_resnet import OptionAShortcut
-from snnzoo.models.resnet import SpikingNet
 
 DEVIATIONS = 4.0  # of the normal distribution, up to which an activation is represented
 

@@ -18,7 +18,7 @@ from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 Progress = Callable[[int, int, str], None]
 ALONE = Shard()

@@ -12,7 +12,7 @@ from snnzoo.conversion.codings import neuron_sites
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.functional import reset_net
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 
 def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]) -> dict[str, list[float]]:

@@ -14,7 +14,7 @@ from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.inference import prepare_for_inference
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 Result = TypeVar("Result")
 

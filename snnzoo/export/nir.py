@@ -33,8 +33,8 @@ from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError
 from snnzoo.export.recording import Call, record
 from snnzoo.layer import AccumulatingMaxPool2d, Readout
+from snnzoo.models.base import SpikingNet
 from snnzoo.models.cifar_resnet import OptionAShortcut
-from snnzoo.models.resnet import SpikingNet
 from snnzoo.neuron import ThresholdNode
 
 DT = 1e-4  # seconds; what most readers take for granted

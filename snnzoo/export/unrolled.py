@@ -18,7 +18,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 OPSET = 18
 

@@ -14,7 +14,7 @@ from snnzoo.inference.folding import FoldedNeuron
 from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.integer import PIECES, round_weights
 from snnzoo.inference.network import FoldedNetwork, fold_network
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T

@@ -21,7 +21,7 @@ from snnzoo.functional import reset_net
 from snnzoo.inference.engine import InferenceNetwork
 from snnzoo.inference.folding import FoldedNeuron
 from snnzoo.inference.graphs import capture
-from snnzoo.models.resnet import SpikingNet
+from snnzoo.models.base import SpikingNet
 
 Run = Callable[[], object]
 

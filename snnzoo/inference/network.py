@@ -18,8 +18,9 @@ from snnzoo.base import StepModule
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net, seq_to_ann_forward
 from snnzoo.inference.folding import FoldedNeuron, fold
+from snnzoo.models.base import SpikingNet
 from snnzoo.models.cifar_resnet import CifarResNet, OptionAShortcut
-from snnzoo.models.resnet import BasicBlock, Bottleneck, ResNet, SpikingNet
+from snnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 from snnzoo.models.sew_resnet import SEWBasicBlock, SEWBottleneck, SEWResNet
 from snnzoo.models.vgg import VGG, Activation
 from snnzoo.neuron import ThresholdNode

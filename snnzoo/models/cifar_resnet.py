@@ -12,7 +12,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnzoo.models.resnet import BasicBlock, NeuronFactory, SpikingNet, conv3x3, make_stage, projection
+from snnzoo.models.base import NeuronFactory, SpikingNet
+from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, projection
 
 
 class OptionAShortcut(nn.Module):

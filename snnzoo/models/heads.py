@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snnzoo.errors import CheckpointError, UsageError
+from snnzoo.errors import UsageError
 
 Description = list[Any] | dict[str, Any]
 
-_MAX_FEATURES, _MAX_WEIGHTS, _MAX_LAYERS, _MAX_DEPTH = 1 << 20, 1 << 28, 64, 8
+MAX_LAYERS = 64
+_MAX_FEATURES, _MAX_WEIGHTS, _MAX_DEPTH = 1 << 20, 1 << 28, 8
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
@@ -64,7 +65,7 @@ _KINDS: dict[str, _Kind] = {
 
 
 def describe(module: nn.Module) -> Description | None:
-    """The description of a classifier; None if it holds a layer that a description cannot express.
+    """Return the description of a classifier; None if it holds a layer that a description cannot express.
 
     Example:
         >>> describe(nn.Sequential(nn.Dropout(0.2), nn.Linear(512, 10)))
@@ -100,7 +101,7 @@ def _is_numbered(names: Mapping[str, Any]) -> bool:
 
 
 def build(description: Any) -> nn.Module:
-    """The module that a description, of whatever source, is of: `[N, features] -> [N, classes]`.
+    """Build the module that a description, of whatever source, is of: `[N, features] -> [N, classes]`.
 
     Raises:
         UsageError: if it is not a description, is implausibly large, or its layers do not fit each other.
@@ -113,13 +114,13 @@ def build(description: Any) -> nn.Module:
 
 
 def features(description: Any) -> tuple[int, int]:
-    """Inputs and outputs of a classifier: those of its first and last Linear layer.
+    """Return the inputs and outputs of a classifier: those of its first and last Linear layer.
 
     Raises:
         UsageError: as `build`.
     """
     try:
-        layers = _flat(description)
+        layers = _layers_of(description)
     except ValueError as error:
         raise UsageError(f"head: {error}") from None
     linears = [layer for layer in layers if layer[0] == "Linear"]
@@ -135,7 +136,7 @@ def features(description: Any) -> tuple[int, int]:
     return linears[0][1], width
 
 
-def _flat(description: Any, depth: int = 0) -> list[list[Any]]:
+def _layers_of(description: Any, depth: int = 0) -> list[list[Any]]:
     """The layers in order, each checked; a ValueError says what is wrong."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
@@ -143,21 +144,21 @@ def _flat(description: Any, depth: int = 0) -> list[list[Any]]:
         _layer(description)
         return [description]
     if isinstance(description, dict):
-        wrong = [name for name in description if not _is_name(name)]
+        wrong = [name for name in description if not is_layer_name(name)]
         if wrong:
             raise ValueError(f"{wrong[0]!r} cannot be the name of a layer")
         description = list(description.values())
     if not isinstance(description, list):
         raise ValueError(f"expected a list or dict that describes layers, got {type(description).__name__}")
-    if len(description) > _MAX_LAYERS:
-        raise ValueError(f"it has more than {_MAX_LAYERS} layers")
-    layers = [layer for part in description for layer in _flat(part, depth + 1)]
-    if len(layers) > _MAX_LAYERS:
-        raise ValueError(f"it has more than {_MAX_LAYERS} layers")
+    if len(description) > MAX_LAYERS:
+        raise ValueError(f"it has more than {MAX_LAYERS} layers")
+    layers = [layer for part in description for layer in _layers_of(part, depth + 1)]
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"it has more than {MAX_LAYERS} layers")
     return layers
 
 
-def _is_name(name: Any) -> bool:
+def is_layer_name(name: Any) -> bool:
     """Whether a module can have a child of that name: a word that `nn.Sequential` does not use itself."""
     return (
         isinstance(name, str)
@@ -192,97 +193,3 @@ def _build(description: Any) -> nn.Module:
         make, arguments = _layer(description)
         return make(**arguments)
     return nn.Sequential(*(_build(part) for part in description))
-
-
-def infer(state_dict: Mapping[str, Tensor], prefix: str = "fc.") -> tuple[Description | None, str | None]:
-    """The classifier that keys and shapes speak of, and a line on what was assumed where they do not.
-
-    Layers without tensors leave gaps in the numbers. Between two Linear layers, the first gap is taken
-    for a ReLU; all others for layers that do nothing in evaluation, such as dropout.
-
-    Args:
-        state_dict: any; only keys that begin with `prefix` count.
-        prefix: of the classifier, with its dot.
-
-    Returns:
-        the description, None for a plain Linear layer with bias or for no classifier at all; and the
-        line, None if nothing had to be assumed.
-
-    Raises:
-        CheckpointError: if a layer is of no kind known, or the layers do not fit each other.
-    """
-    tensors = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    if not tensors or (set(tensors) == {"weight", "bias"} and tensors["weight"].ndim == 2):
-        return None, None
-    assumed: list[str] = []
-    state = _State()
-    description = _infer(tensors, prefix, state, assumed)
-    try:
-        features(description)
-    except UsageError as error:
-        raise CheckpointError(f"classifier {prefix}*: {error}") from None
-    if not assumed:
-        return description, None
-    return description, f"classifier {prefix}*: assumed {', '.join(assumed)}; what has no weights leaves no keys"
-
-
-class _State:
-    """What the layers so far say about the next gap."""
-
-    after_linear = False
-    activated = False
-
-
-def _infer(tensors: Mapping[str, Tensor], path: str, state: _State, assumed: list[str]) -> Description:
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, rest = key.partition(".")
-        if not rest:
-            return _infer_layer(tensors, path, state)
-        groups.setdefault(name, {})[rest] = value
-    if all(name.isdecimal() and str(int(name)) == name for name in groups):
-        return _infer_numbered({int(name): groups[name] for name in groups}, path, state, assumed)
-    if not all(_is_name(name) for name in groups):
-        raise CheckpointError(f"classifier {path}*: the order of its layers {', '.join(groups)} is not known")
-    named: dict[str, Any] = {}
-    for name, group in groups.items():
-        if state.after_linear and not state.activated:
-            named[f"relu_before_{name}"] = ["ReLU"]
-            state.activated = True
-            assumed.append(f"a ReLU before {path}{name}")
-        named[name] = _infer(group, f"{path}{name}.", state, assumed)
-    return named
-
-
-def _infer_numbered(
-    groups: Mapping[int, Mapping[str, Tensor]], path: str, state: _State, assumed: list[str]
-) -> list[Any]:
-    if max(groups) >= _MAX_LAYERS:
-        raise CheckpointError(f"classifier {path}*: position {max(groups)} is implausible")
-    layers: list[Any] = []
-    for position in range(max(groups) + 1):
-        if position in groups:
-            layers.append(_infer(groups[position], f"{path}{position}.", state, assumed))
-        elif state.after_linear and not state.activated:
-            layers.append(["ReLU"])
-            state.activated = True
-            assumed.append(f"a ReLU at {path}{position}")
-        else:
-            layers.append(["Identity"])
-            assumed.append(f"dropout or nothing at {path}{position}")
-    return layers
-
-
-def _infer_layer(tensors: Mapping[str, Tensor], path: str, state: _State) -> list[Any]:
-    names, weight = set(tensors) - {"num_batches_tracked"}, tensors.get("weight")
-    if weight is not None and weight.ndim == 2 and names <= {"weight", "bias"}:
-        state.after_linear, state.activated = True, False
-        return ["Linear", weight.shape[1], weight.shape[0], "bias" in names]
-    if {"running_mean", "running_var"} <= names <= {"weight", "bias", "running_mean", "running_var"}:
-        return ["BatchNorm1d", tensors["running_mean"].numel(), 1e-5, weight is not None]
-    if weight is not None and weight.ndim == 1 and names == {"weight", "bias"}:
-        return ["LayerNorm", weight.numel(), 1e-5]
-    shapes = ", ".join(f"{path}{name} {list(value.shape)}" for name, value in tensors.items())
-    raise CheckpointError(
-        f"classifier {path}*: no kind of layer known has {shapes}: expected Linear, BatchNorm1d or LayerNorm"
-    )

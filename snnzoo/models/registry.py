@@ -1,28 +1,15 @@
-"""The zoo's models by name. Nothing here imports torch until a model is built."""
+"""The zoo's models as data: what there is, by name. Nothing here imports torch; `models.factory` builds."""
 
 from __future__ import annotations
 
 import fnmatch
-import importlib
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snnzoo.checkpoints import manifest
-from snnzoo.errors import CheckpointError, UsageError, suggestion
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from snnzoo.models.heads import Description
-    from snnzoo.models.resnet import SpikingNet
-
-_NEURON_KEY = re.compile(r"(^|\.)(downsample_)?sn\d*\.")
-
-NEURONS = {"if": "IFNode", "lif": "LIFNode", "plif": "ParametricLIFNode"}
+from snnzoo.errors import UsageError, suggestion
 
 
 @dataclass(frozen=True)
@@ -90,36 +77,19 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell pattern such as `"resnet*"`."""
+    """Return the names of the models that match a shell pattern such as `"resnet*"`."""
     return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The spec of model `name`; a UsageError with near names if there is none."""
+    """Return the spec of model `name`; a UsageError with near names if there is none."""
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}: {suggestion(name, MODELS, 'snnzoo list shows all models')}")
     return MODELS[name]
 
 
-def check_convertible(name: str, with_images: bool) -> None:
-    """Refuse to convert model `name` where there is no way to.
-
-    Raises:
-        UsageError: if it has no ANN to be converted from, or its thresholds cannot be had without images.
-    """
-    spec = model_spec(name)
-    if not spec.convertible:
-        ann = next(other for other, its in MODELS.items() if its.convertible and its.kwargs == spec.kwargs)
-        raise UsageError(f"{name} is a network to train: no ANN joins spikes as its blocks do; convert {ann} instead")
-    if not (spec.data_free or with_images):
-        raise UsageError(
-            f"{name} has layers with no BN, whose thresholds cannot be guessed: give calibration images, a few hundred "
-            f"without labels (--calib-data DIR)"
-        )
-
-
 def list_weights(manifest_file: Path | None = None) -> tuple[manifest.WeightsEntry, ...]:
-    """Every weights set: the package's, those of the user's config folder and those of `manifest_file`.
+    """Return every weights set: the package's, those of the user's config folder and those of `manifest_file`.
 
     Raises:
         ManifestError: if an entry is malformed, or is for a model that the zoo has not.
@@ -135,7 +105,10 @@ def list_weights(manifest_file: Path | None = None) -> tuple[manifest.WeightsEnt
 
 
 def split_tag(name: str, weights: str | Enum | None = None) -> tuple[str, str | None]:
-    """`("resnet18.digits", None) -> ("resnet18", "digits")`; torchvision `Weights` members are accepted.
+    """Return the model's name and the weights' (None if neither names any); torchvision `Weights` members are accepted.
+
+    >>> split_tag("resnet18.digits")
+    ('resnet18', 'digits')
 
     Raises:
         UsageError: if the name carries weights and other weights are asked for as well.
@@ -150,132 +123,3 @@ def split_tag(name: str, weights: str | Enum | None = None) -> tuple[str, str | 
     if tag and weights and tag != weights:
         raise UsageError(f"{name} names weights {tag!r}, but weights {weights!r} were asked for too")
     return model, (weights or tag or None)
-
-
-def neuron_factory(neuron: str | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """A neuron by name ("if", "lif", "plif"), or any callable that makes one."""
-    if not isinstance(neuron, str):
-        return neuron
-    if neuron.lower() not in NEURONS:
-        raise UsageError(f"unknown neuron {neuron!r}: expected one of {', '.join(NEURONS)}, or a callable")
-    factory: Callable[[], nn.Module] = getattr(importlib.import_module("snnzoo.neuron"), NEURONS[neuron.lower()])
-    return factory
-
-
-def build(
-    name: str, neuron: str | Callable[[], nn.Module] = "if", head: Description | None = None, **kwargs: Any
-) -> SpikingNet:
-    """Model `name` with fresh weights. Arguments as `create_model`."""
-    spec = model_spec(name)
-    network = getattr(importlib.import_module(spec.module), spec.network)
-    arguments = {"num_classes": spec.num_classes, **spec.kwargs, **kwargs}
-    if head is not None:
-        arguments["num_classes"] = _classes_of(head, kwargs.get("num_classes"))
-    try:
-        net: SpikingNet = network(neuron=neuron_factory(neuron), **arguments)
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}") from error
-    net.model_name = name
-    net.model_kwargs = {"num_classes": arguments["num_classes"], **kwargs}
-    net.model_kwargs.pop("step_mode", None)
-    if head is not None:
-        _replace_classifier(net, head)
-    return net
-
-
-def _classes_of(head: Description, num_classes: int | None) -> int:
-    from snnzoo.models import heads
-
-    classes = heads.features(head)[1]
-    if num_classes not in (None, classes):
-        raise UsageError(f"the head has {classes} classes, not {num_classes}: give --num-classes {classes}")
-    return classes
-
-
-def _replace_classifier(net: SpikingNet, head: Description) -> None:
-    """Put the classifier that `head` describes at `net.fc`: stateless, and after the readout."""
-    from snnzoo.models import heads
-
-    if not hasattr(net, "fc"):
-        raise UsageError(f"{net.model_name}: its classifier cannot be replaced by a head")
-    wanted, given = getattr(net.fc, "in_features", None), heads.features(head)[0]
-    if wanted != given:
-        raise UsageError(f"{net.model_name}: the head takes {given} features, but the network has {wanted}")
-    net.fc = heads.build(head)
-    net.model_kwargs["head"] = head
-
-
-def create_model(
-    name: str,
-    weights: str | Enum | None = None,
-    neuron: str | Callable[[], nn.Module] = "if",
-    **kwargs: Any,
-) -> SpikingNet:
-    """Build a spiking network, layer-by-layer by default: `[T, N, C, H, W] -> [T, N, num_classes]`.
-
-    Args:
-        name: a model, or `model.weights` such as `"resnet18.IMAGENET1K_V1"`.
-        weights: a weights name of the manifest, "DEFAULT", or a torchvision `Weights` member.
-        neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
-            `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
-        kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, `hidden_features` for
-            VGGs, `connect` for SEW ResNets, and for ResNets `head`, the description of a classifier of several
-            layers (`models.heads`) instead of one Linear layer.
-
-    Raises:
-        UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
-        CheckpointError: if the weights cannot be fetched or do not fit.
-
-    Example:
-        >>> net = create_model("resnet18", weights="digits", neuron="lif")
-    """
-    model, tag = split_tag(name, weights)
-    if tag is None:
-        return build(model, neuron, **kwargs)
-    entry = manifest.find(model, tag, list_weights())
-    num_classes = kwargs.setdefault("num_classes", entry.num_classes)
-    if num_classes != entry.num_classes:
-        raise UsageError(
-            f"weights {entry.tag} have {entry.num_classes} classes, not {num_classes}: leave num_classes out, and "
-            f"replace the classifier after loading"
-        )
-    net = build(model, neuron, **kwargs)
-    load_ann_weights(net, weights_of(entry), entry.tag)
-    return net
-
-
-def weights_of(
-    entry: manifest.WeightsEntry, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Tensor]:
-    """The state dict of a manifest entry in torchvision's key layout, downloaded or made where necessary."""
-    from snnzoo.checkpoints import layouts
-    from snnzoo.checkpoints.download import fetch
-    from snnzoo.checkpoints.files import read_checkpoint
-
-    return layouts.to_torchvision(read_checkpoint(fetch(entry, progress)), entry.tag, entry.layout)
-
-
-def load_ann_weights(net: SpikingNet, state_dict: dict[str, Tensor], source: str) -> None:
-    """Load a state dict in torchvision's keys strictly; neuron parameters keep their initial values.
-
-    Raises:
-        CheckpointError: naming `source` and the first few keys that are missing, unexpected or misshapen.
-    """
-    from snnzoo.checkpoints.layouts import check_fits
-
-    own = net.state_dict()
-    check_fits(own, state_dict, source)
-    usable = {
-        key: value
-        for key, value in state_dict.items()
-        if not is_neuron_key(key) or (key in own and own[key].shape == value.shape)
-    }
-    missing, _ = net.load_state_dict(usable, strict=False)
-    lost = [key for key in missing if not is_neuron_key(key) and not key.endswith("num_batches_tracked")]
-    if lost:
-        raise CheckpointError(f"{source}: keys missing: {', '.join(lost)}")
-
-
-def is_neuron_key(key: str) -> bool:
-    """Whether a state_dict key belongs to a neuron (`sn1.w`, `layer1.0.sn2.module.surrogate_function.alpha`)."""
-    return _NEURON_KEY.search(key) is not None

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from snnzoo.models.resnet import BasicBlock, Bottleneck, NeuronFactory, ResNet
+from snnzoo.models.base import NeuronFactory
+from snnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 
 Connect = Callable[[Tensor, Tensor], Tensor]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from snnzoo.base import StepModule
 from snnzoo.functional import set_step_mode
 from snnzoo.layer import Dropout
-from snnzoo.models.resnet import NeuronFactory, SpikingNet
+from snnzoo.models.base import NeuronFactory, SpikingNet
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages
 POOLED = 7  # pixels of a side that the classifier sees

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from snnzoo.errors import CheckpointError
-from snnzoo.models import heads
+from snnzoo.models.heads import Description, features
 from snnzoo.models.registry import MODELS
+from snnzoo.recognition.head import infer_head
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight$")
 _VGG_ENDS = ("features.0.weight", "classifier.6.weight")
@@ -45,7 +46,7 @@ class Architecture:
     in_channels: int | None
     num_classes: int | None
     option: str | None = None
-    head: heads.Description | None = None
+    head: Description | None = None
     hidden_features: int | None = None
 
     @property
@@ -62,7 +63,7 @@ class Architecture:
 
 
 def identify(state_dict: Mapping[str, Tensor], source: str) -> tuple[str, dict[str, Any]]:
-    """The model's name, and the arguments that its shapes settle: `num_classes`, `in_channels`, `option`, `head` ...
+    """Return the model's name, and the arguments that its shapes settle: `num_classes`, `in_channels`, `option` ...
 
     Raises:
         CheckpointError: if no model of the zoo has these keys and shapes.
@@ -87,7 +88,7 @@ def identify(state_dict: Mapping[str, Tensor], source: str) -> tuple[str, dict[s
 
 
 def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """What the keys and shapes of a state dict in torchvision's keys tell, however incomplete.
+    """Return what the keys and shapes of a state dict in torchvision's keys tell, however incomplete.
 
     Raises:
         CheckpointError: if the classifier's layers are of no kind known.
@@ -102,7 +103,7 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     option = None
     if len(stages) == 3:
         option = "B" if "layer2.0.downsample.0.weight" in state_dict else "A"
-    head = heads.infer(state_dict)[0]
+    head = infer_head(state_dict)[0]
     classifier = _shape(state_dict, "fc.weight", 2)
     classes = classifier[0] if classifier else None
     block = "bottleneck" if bottleneck else "basic"
@@ -115,7 +116,7 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
         width_per_group=width,
         stem=stem[-1] if stem else None,
         in_channels=stem[1] if stem else None,
-        num_classes=heads.features(head)[1] if head is not None else classes,
+        num_classes=features(head)[1] if head is not None else classes,
         option=option,
         head=head,
     )

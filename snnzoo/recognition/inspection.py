@@ -8,31 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snnzoo.checkpoints import layouts
 from snnzoo.checkpoints.files import FORMATS, file_format, read_with_metadata, sha256_of
+from snnzoo.checkpoints.layout_rules import is_neuron_key
+from snnzoo.checkpoints.layouts import compare, unwrap
 from snnzoo.errors import CheckpointError, SnnzooError
-from snnzoo.models import registry
-from snnzoo.models.identify import Architecture, architecture
+from snnzoo.models.shapes import ann_shapes
+from snnzoo.recognition.identification import Architecture, architecture
+from snnzoo.recognition.reading import read_layout
 
 
 def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
-    """All there is to say about a checkpoint, as plain data.
+    """Return all there is to say about a checkpoint, as plain data.
 
     Returns:
         `file`, `format`, `size` (bytes), `sha256`, `tensors` (their number), `elements`, `dtypes` (elements of
         each), `not_finite` (elements that are NaN or infinite, by key), `layout` (`name`, `confidence`, `summary`,
         `wrapping`, `notes`; or an `error`), `model` (see `Architecture`), `missing`, `unexpected` and
-        `misshapen` keys against that model (None without a model), `neuron_parameters` (their keys), `metadata`.
+        `mismatched` keys against that model (None without a model), `neuron_parameters` (their keys), `metadata`.
 
     Raises:
         UsageError: for an unknown `layout`.
         CheckpointError: if the file cannot be read, or holds no state dict.
     """
     tensors, metadata = read_with_metadata(path)
-    unwrapped = layouts.unwrap(tensors, str(path))
+    unwrapped = unwrap(tensors, str(path))
     values = unwrapped.state_dict
     report: dict[str, Any] = {
         "file": str(path),
@@ -77,11 +78,11 @@ def _is_plain(value: Any) -> bool:
 def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The layout, the model and how well they fit."""
     ours = metadata.get("format", "").startswith("snnzoo/")
-    report: dict[str, Any] = dict.fromkeys(("model", "missing", "unexpected", "misshapen"))
+    report: dict[str, Any] = dict.fromkeys(("model", "missing", "unexpected", "mismatched"))
     if ours and layout is None:
         layout = "spikingjelly"  # torchvision's names and neurons' parameters
     try:
-        found = layouts.read_layout(content, str(path), layout)
+        found = read_layout(content, str(path), layout)
     except CheckpointError as error:
         return {"layout": {"error": str(error).removeprefix(f"{path}: ")}, **report, "neuron_parameters": []}
     report["layout"] = {
@@ -91,16 +92,16 @@ def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str
         "wrapping": list(found.wrapping),
         "notes": [] if ours else list(found.notes),
     }
-    report["neuron_parameters"] = [key for key in found.state_dict if registry.is_neuron_key(key)]
+    report["neuron_parameters"] = [key for key in found.state_dict if is_neuron_key(key)]
     try:
         guess = architecture(found.state_dict)
         report["model"] = _describe_model(guess)
         if ours:
             report["model"]["head"] = _recorded_head(metadata)  # no need to infer it
         if guess.name is not None:
-            net = _build(guess)
-            keys = layouts.compare(net.state_dict(), found.state_dict)
-            report.update(zip(("missing", "unexpected", "misshapen"), keys, strict=True))
+            net = ann_shapes(guess.name, **guess.kwargs)
+            keys = compare(net.state_dict(), found.state_dict)
+            report.update(zip(("missing", "unexpected", "mismatched"), keys, strict=True))
     except SnnzooError as error:
         report["layout"]["notes"].append(str(error))
     return report
@@ -126,10 +127,3 @@ def _describe_model(guess: Architecture) -> dict[str, Any]:
         "shortcut_option": guess.option,
         "head": guess.head,
     }
-
-
-def _build(guess: Architecture) -> nn.Module:
-    """The model guessed, shapes without data."""
-    assert guess.name is not None
-    with torch.device("meta"):
-        return registry.build(guess.name, nn.ReLU, step_mode="s", **guess.kwargs)

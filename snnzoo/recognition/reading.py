@@ -1,0 +1,32 @@
+"""Reading a checkpoint of a network of the zoo, whatever its key layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from snnzoo.checkpoints.layouts import Detected, translate
+from snnzoo.errors import CheckpointError
+from snnzoo.models.shapes import anns_with
+from snnzoo.recognition.head import infer_head
+
+
+def read_layout(content: Any, source: str, layout: str | None = None) -> Detected:
+    """Return a loaded checkpoint in torchvision's keys, the layout that it had, and lines on what was assumed.
+
+    Args:
+        content: a state dict, or dicts around one; as `checkpoints.files.read_checkpoint` returns it.
+        source: named in errors.
+        layout: one of `LAYOUTS`, instead of detection; keys that it does not know are then left out.
+
+    Raises:
+        UsageError: for an unknown `layout`.
+        CheckpointError: if it holds no state dict, is in no layout known or in either of several, or is the
+            checkpoint of another architecture.
+    """
+    found = translate(content, source, anns_with, layout)
+    try:
+        assumed = infer_head(found.state_dict)[1]
+    except CheckpointError as error:  # the names can be told even so
+        assumed = str(error)
+    return dataclasses.replace(found, notes=(*found.notes, assumed)) if assumed else found
