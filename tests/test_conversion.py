@@ -11,9 +11,10 @@ from torch import nn
 
 import snnzoo
 from helpers import assert_converted_patterns_agree, shake_batch_norm
+from snnzoo import functional
 from snnzoo.conversion import calibration, codings, convert_ann, data_free, load_with_ann, neurons, recipes
 from snnzoo.conversion.recipes import make_recipe
-from snnzoo.data import digits, functional
+from snnzoo.data import digits
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
 from snnzoo.models.factory import build_ann
 
