@@ -38,6 +38,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16; on a CPU also int8, int16: weights.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
+MaxPixelsOption = Annotated[
+    int, typer.Option("--max-pixels", metavar="N", min=1, help="Images that have more, or that resizing gives more.")
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 ]

@@ -13,7 +13,7 @@ from snnzoo.checkpoints.layout_rules import layout_named
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.folders import is_frames, list_samples
-from snnzoo.data.preprocess import Preprocess, override, preset
+from snnzoo.data.preprocess import MAX_PIXELS, Preprocess, override, preset
 from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.models.factory import check_convertible
 from snnzoo.models.registry import list_weights, model_spec, split_tag
@@ -78,6 +78,7 @@ def convert(
         Path | None,
         typer.Option("--output", "-o", metavar="OUT", help="File to write.  [default: MODEL-snn.safetensors]"),
     ] = None,
+    max_pixels: common.MaxPixelsOption = MAX_PIXELS,
     batch_size: common.BatchSizeOption = 64,
     device: common.DeviceOption = "auto",
     seed: common.SeedOption = 0,
@@ -132,7 +133,7 @@ def convert(
         ann = build_ann(name, state_dict, origin.title, **kwargs).to(common.torch_device(device))
         images = None
         if calib_data is not None:
-            images = calibration_images(calib_data, settings, calib_samples, seed, progress)
+            images = calibration_images(calib_data, settings, calib_samples, seed, max_pixels, progress)
         choice = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
             tolerance = TOLERANCE if tolerance is None else tolerance

@@ -14,6 +14,7 @@ import typer
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.folders import check_class_folders, file_version
+from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError, printable
 from snnzoo.evaluation.distributed import Shard, joined
 
@@ -46,6 +47,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the same evaluation where it was interrupted.")
     ] = False,
+    max_pixels: common.MaxPixelsOption = MAX_PIXELS,
     batch_size: common.BatchSizeOption = 64,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -85,6 +87,7 @@ def evaluate(
         target = common.torch_device(device, shard.local_rank)
         for file in files:
             wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
+            wanted["max_pixels"] = max_pixels
             try:
                 info, result, partial = _measure(file, data, steps, wanted, shard, resume, report is not None, quiet)
             except Interrupted as interrupted:
@@ -131,7 +134,9 @@ def _as_json(measured: list[tuple[Path, Conversion, Evaluation]], settings: dict
 
 
 def _print_table(measured: list[tuple[Path, Conversion, Evaluation]], settings: dict[str, str]) -> None:
+    left_out = measured[0][2].left_out
     images = f"{measured[0][2].images} images of {settings['data']}, {settings['device']}, {settings['dtype']}"
+    images += f"; {len(left_out)} that cannot be read left out" if left_out else ""
     if len(measured) > 1:
         common.console().print(comparison_table(measured, f"{len(measured)} networks: {images}"))
         return
@@ -172,7 +177,7 @@ def _measure(
     net, ann = conversion.load_with_ann(file)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
-    images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"])
+    images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"], wanted["max_pixels"])
     steps = steps or powers_of_two(info.time_steps)
     versions = [file_version(path) for path in getattr(images, "files", [])]
     partial = PartialCounts(
@@ -308,7 +313,7 @@ def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title_text, caption_text = Text(printable(title)), Text(printable(caption))
+    title_text, caption_text = Text(printable(title)), Text("\n".join(map(printable, caption.splitlines())))
     table = Table(title=title_text, caption=caption_text, title_justify="left", caption_justify="left")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right", overflow="fold")

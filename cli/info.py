@@ -13,6 +13,7 @@ from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.list import describe_model, describe_weights, print_table, weights_table
 from snnzoo.data.preprocess import Preprocess, preset
+from snnzoo.errors import printable
 from snnzoo.models.registry import list_weights, model_spec, split_tag
 
 
@@ -78,7 +79,7 @@ def _print_weights(entry: WeightsEntry) -> None:
 
 def _print_facts(facts: dict[str, str]) -> None:
     for key, value in facts.items():
-        common.console().print(f"{key:<10}  {value}", markup=False)
+        common.console().print(f"{key:<10}  {printable(value)}", markup=False)
 
 
 def _preprocess_line(preprocess: Preprocess) -> str:

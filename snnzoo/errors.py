@@ -22,6 +22,10 @@ class CheckpointError(SnnzooError):
     """A weights file cannot be read, or does not fit the model."""
 
 
+class UnreadableSample(SnnzooError):
+    """One image or recording of a data set cannot be read."""
+
+
 def suggestion(name: str, known: Iterable[str], see: str) -> str:
     """`Did you mean ...?` for near names, else where to look."""
     by_lower = {other.lower(): other for other in known}
@@ -31,8 +35,8 @@ def suggestion(name: str, known: Iterable[str], see: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text out of a file, or a file's name, without what a terminal would obey or nothing can show."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """Text out of a file, or a file's name, in one line, without what a terminal would obey or nothing can show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_few(items: Iterable[str], shown: int = 3) -> str:

@@ -56,7 +56,9 @@ def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
     assert "wrote resnet18-snn.safetensors" in result.err
     result = run("eval", "resnet18-snn.safetensors", "--data", "digits", "--limit", "200", "--json", "-")
     report = json.loads(result.out)
-    assert set(report) == {"file", "model", "recipe", "coding", "images", "device", "dtype", "ann", "results", "layers"}
+    assert set(report) == {
+        "file", "model", "recipe", "coding", "images", "device", "dtype", "ann", "results", "layers", "left_out"
+    }  # fmt: skip
     assert (report["model"], report["recipe"], report["images"]) == ("resnet18", "delta", 200)
     rows = report["results"]
     assert [row["time_steps"] for row in rows] == [1, 2, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,22 +14,32 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from snnzoo.data.digits import Digits
 from snnzoo.data.folders import check_class_folders, is_frames, list_samples
 from snnzoo.data.frames import FrameFiles
-from snnzoo.data.preprocess import Preprocess
-from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.data.preprocess import MAX_PIXELS, Preprocess
+from snnzoo.errors import UnreadableSample, UsageError
 
 DIGITS = "digits"
+
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # no others: EPS, for one, would start Ghostscript
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Image files with labels, as (tensor, label).
 
+    Args:
+        max_pixels: of an image that is read, and of what it is resized to.
+
     Raises:
-        SnnzooError: on reading, naming the file, if an image cannot be read.
+        UnreadableSample: on reading, naming the file, if an image cannot be read or is too large.
     """
 
-    def __init__(self, files: list[Path], labels: list[int], preprocess: Preprocess) -> None:
+    def __init__(
+        self, files: list[Path], labels: list[int], preprocess: Preprocess, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.files, self.labels = files, labels
-        self.transform = preprocess.transform()
+        self.transform, self.resize, self.max_pixels = preprocess.transform(), preprocess.resize, max_pixels
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or max_pixels, max_pixels)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is an error instead
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,13 +47,24 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                self._check_size(image.width, image.height)
                 return self.transform(image.convert("RGB")), self.labels[index]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SnnzooError(f"{path}: cannot read this image: {error}; remove it or replace it") from None
+        except Exception as error:  # Pillow's readers have no error of their own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableSample(f"{path}: cannot read this image: {reason}; remove it or replace it") from None
+
+    def _check_size(self, width: int, height: int) -> None:
+        """Before anything is decoded; a long strip becomes large when its shorter side is resized."""
+        resized = self.resize**2 * max(width, height) / max(min(width, height), 1)
+        if max(width * height, resized) > self.max_pixels:
+            what = f"{width} x {height} pixels" + ("" if resized <= self.max_pixels else f", resized to {resized:,.0f}")
+            raise ValueError(f"{what}, are more than the limit of {self.max_pixels:,} (--max-pixels)")
 
 
-def files_data(files: list[Path], labels: list[int], preprocess: Preprocess | None) -> ImageFiles | FrameFiles:
+def files_data(
+    files: list[Path], labels: list[int], preprocess: Preprocess | None, max_pixels: int = MAX_PIXELS
+) -> ImageFiles | FrameFiles:
     """Images or frames from files, all of one kind; frames are not preprocessed.
 
     Raises:
@@ -52,7 +74,7 @@ def files_data(files: list[Path], labels: list[int], preprocess: Preprocess | No
         return FrameFiles(files, labels)
     if preprocess is None:
         raise UsageError(f"{files[0].parent} has images, but the network was converted for frames of events (.npz)")
-    return ImageFiles(files, labels, preprocess)
+    return ImageFiles(files, labels, preprocess, max_pixels)
 
 
 def labelled_tensors(samples: Tensor, labels: Tensor) -> TensorDataset:
@@ -60,13 +82,20 @@ def labelled_tensors(samples: Tensor, labels: Tensor) -> TensorDataset:
     return TensorDataset(samples.transpose(0, 1) if samples.ndim == 5 else samples, labels)
 
 
-def labelled_data(name: str, preprocess: Preprocess | None, classes: list[str] | None, num_classes: int) -> Dataset:  # type: ignore[type-arg]
+def labelled_data(
+    name: str,
+    preprocess: Preprocess | None,
+    classes: list[str] | None,
+    num_classes: int,
+    max_pixels: int = MAX_PIXELS,
+) -> Dataset:  # type: ignore[type-arg]
     """The data set `name`: "digits" (held-out part), or a folder in ImageFolder layout, of images or of frames.
 
     Args:
         preprocess: of images; None if the network was made for frames.
         classes: the network's class names, where they are known; folders are matched by them.
         num_classes: of the network.
+        max_pixels: of an image.
 
     Raises:
         UsageError: if the folder is not one, or its classes are not the network's.
@@ -86,7 +115,7 @@ def labelled_data(name: str, preprocess: Preprocess | None, classes: list[str] |
         samples = list_samples(Path(name, folder))
         files += samples
         labels += [index[folder]] * len(samples)
-    return files_data(files, labels, preprocess)
+    return files_data(files, labels, preprocess, max_pixels)
 
 
 def _for_digits(preprocess: Preprocess | None) -> Preprocess:
@@ -108,6 +137,7 @@ def calibration_images(
     preprocess: Preprocess | None,
     samples: int,
     seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Tensor:
     """`samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
@@ -123,7 +153,7 @@ def calibration_images(
         data = Digits("train", _for_digits(preprocess).transform())
     else:
         files = list_samples(Path(name))
-        data = files_data(files, [0] * len(files), preprocess)
+        data = files_data(files, [0] * len(files), preprocess, max_pixels)
     data = limited(data, samples, seed)
     total = len(data)  # type: ignore[arg-type]
     images = []

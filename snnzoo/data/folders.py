@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,39 @@ EXPECTED = (
 
 
 def _samples_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith((*IMAGE_SUFFIXES, FRAMES_SUFFIX)):
-                yield Path(parent, name)
+    """Images and frames in `folder` and below, in the order of their names; a link back up is not followed."""
+    ahead: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]  # with the folders that it is in
+    while ahead:
+        parent, above = ahead.pop()
+        with _reading(parent):
+            facts = parent.stat()
+            entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
+            folders = {entry.name for entry in entries if _is_folder(entry)}
+        place = (facts.st_dev, facts.st_ino)
+        if place in above:
+            continue
+        ahead += [(Path(entry), above | {place}) for entry in reversed(entries) if entry.name in folders]
+        for entry in entries:
+            if entry.name not in folders and entry.name.lower().endswith((*IMAGE_SUFFIXES, FRAMES_SUFFIX)):
+                if os.path.exists(entry) and not entry.is_file():
+                    raise UsageError(f"{entry.path}: is a pipe, socket or device, expected a file: remove it")
+                yield Path(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Name a folder that cannot be read, rather than leave out what is in it."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot read this folder: {error.strerror}") from None
 
 
 def is_frames(file: Path) -> bool:
@@ -64,7 +93,8 @@ def check_class_folders(folder: Path) -> list[str]:
         UsageError: saying what is wrong, if it is not one.
     """
     _require_folder(folder)
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    with _reading(folder):
+        classes = sorted(entry.name for entry in os.scandir(folder) if _is_folder(entry))
     if not classes:
         raise UsageError(f"{folder} has no folders in it: {EXPECTED}")
     empty = [name for name in classes if next(_samples_below(folder / name), None) is None]
@@ -74,7 +104,9 @@ def check_class_folders(folder: Path) -> list[str]:
 
 
 def _require_folder(folder: Path) -> None:
-    if not folder.exists():
+    with _reading(folder):  # a name too long
+        exists = folder.exists()
+    if not exists:
         raise UsageError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file: {EXPECTED}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
+
+from snnzoo.errors import UnreadableSample
 
 BATCHES_AHEAD = 2
 
@@ -19,16 +22,18 @@ def batches(
     chosen: Iterable[int] | None = None,
     *,
     pin_memory: bool = False,
+    leave_out: Callable[[UnreadableSample], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images `[N, C, H, W]` and labels `[N]`, in the order of `data`; the last batch may be smaller.
 
     Args:
         workers: threads that read. With more than one, `data` must be safe to read from several.
         chosen: which batches, by their places among all; all if None.
+        leave_out: called for each sample that cannot be read, when its batch is due, which then is without it.
         pin_memory: copy to page-locked memory, from which a GPU copies while it computes.
 
     Raises:
-        whatever reading a sample raises, when its batch is due.
+        whatever reading a sample raises, when its batch is due; UnreadableSample only without `leave_out`.
     """
     total = len(data)  # type: ignore[arg-type]
     chosen = range(-(-total // batch_size)) if chosen is None else chosen
@@ -46,9 +51,16 @@ def batches(
             for _ in range(1 + BATCHES_AHEAD):
                 read_ahead()
             while pending:
-                samples = [future.result() for future in pending.popleft()]
+                samples = []
+                for future in pending.popleft():
+                    try:
+                        samples.append(future.result())
+                    except UnreadableSample as error:
+                        if leave_out is None:
+                            raise
+                        leave_out(error)
                 read_ahead()
-                images, labels = default_collate(samples)
+                images, labels = default_collate(samples) if samples else (torch.empty(0), torch.empty(0))
                 yield (images.pin_memory() if pin_memory else images), labels
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # an error, or a caller that has had enough

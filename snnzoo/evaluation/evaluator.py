@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import batches
-from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
 from snnzoo.evaluation.distributed import Shard
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.partial import PartialCounts
@@ -22,6 +22,7 @@ from snnzoo.models.base import SpikingNet
 
 Progress = Callable[[int, int, str], None]
 ALONE = Shard()
+MAX_LEFT_OUT = 50  # images that cannot be read, before something else must be wrong
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,7 +79,8 @@ def evaluate(
 
     Raises:
         UsageError: for T < 1, or more than there are frames.
-        SnnzooError: if there are no images, or one cannot be read.
+        SnnzooError: if there are no images, or more than 50 of them cannot be read; fewer are left out, and named in
+            the result.
         Interrupted: on Ctrl-C, with what this process has measured so far.
     """
     time_steps = check_time_steps(time_steps)
@@ -93,9 +95,22 @@ def evaluate(
         found = None
     counted = found or (Tally.empty(time_steps, _classes(ann)), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(shard.rank, -(-total // batch_size), shard.count)[counted[1] :]
+    left_out: list[str] = []  # of the batch that is due
+
+    def leave_out(error: UnreadableSample) -> None:
+        left_out.append(str(error))
+        notify(f"left out: {error}")
+        if len(counted[0].left_out) + len(left_out) > MAX_LEFT_OUT:
+            raise SnnzooError(f"more than {MAX_LEFT_OUT} images cannot be read; the last one is {error}")
+
+    pinned = runner.device.type == "cuda"
     try:
-        for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=runner.device.type == "cuda"):
+        for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=leave_out):
             batch = Tally.empty(time_steps, _classes(ann))
+            batch.left_out, left_out = left_out, []
+            if len(labels) == 0:
+                counted = counted[0].plus(batch), counted[1] + 1
+                continue
             if shard.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
                 if error_images:
@@ -114,7 +129,10 @@ def evaluate(
     finally:
         if partial and counted[1]:
             partial.save(*counted)
-    return shard.gather(counted[0]).evaluation(bits)
+    tally = shard.gather(counted[0])
+    if tally.images == 0:
+        raise SnnzooError(f"none of {total} images can be read; the first one is {tally.left_out[0]}")
+    return tally.evaluation(bits)
 
 
 def _classes(net: SpikingNet) -> int:

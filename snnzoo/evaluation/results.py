@@ -44,6 +44,7 @@ class Evaluation:
 
     `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image. `confusion`
     counts images by (class, what the spiking network took them for after the last T), where there are any.
+    `left_out` names the images that could not be read, and says why.
     """
 
     images: int
@@ -52,6 +53,7 @@ class Evaluation:
     layers: list[LayerResult] = field(default_factory=list)
     classes: int = 0
     confusion: dict[tuple[int, int], int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; the confusion matrix is left out."""

@@ -33,6 +33,7 @@ class Tally:
     activity: Activity = field(default_factory=Activity)
     speeds: list[float] = field(default_factory=list)  # images per second at each T
     layer_errors: dict[str, list[float]] = field(default_factory=dict)  # of each site, at each T
+    left_out: list[str] = field(default_factory=list)  # images that cannot be read, and why
 
     @classmethod
     def empty(cls, time_steps: Sequence[int], classes: int) -> Tally:
@@ -71,6 +72,7 @@ class Tally:
             activity,
             self.speeds or other.speeds,
             self.layer_errors or other.layer_errors,
+            [*self.left_out, *other.left_out],
         )
 
     def evaluation(self, event_bits: int = 1) -> Evaluation:
@@ -103,7 +105,7 @@ class Tally:
             LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
             for site, rates in activity.event_rates().items()
         ]
-        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion))
+        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -116,6 +118,7 @@ class Tally:
             "activity": self.activity.to_dict(),
             "speeds": self.speeds,
             "layer_errors": self.layer_errors,
+            "left_out": self.left_out,
         }
 
     @classmethod

@@ -19,6 +19,7 @@ import matplotlib.ticker
 from matplotlib.figure import Figure
 
 from snnzoo.checkpoints.output import atomic_output
+from snnzoo.errors import printable
 from snnzoo.evaluation.results import Evaluation
 
 LIGHT = {
@@ -72,6 +73,10 @@ class Measured:
     spikes: str
     classes: list[str] | None
     facts: dict[str, dict[str, str]]
+
+    def __post_init__(self) -> None:
+        self.label = printable(self.label)  # names of files and folders may hold anything
+        self.classes = self.classes and [printable(name) for name in self.classes]
 
 
 @contextmanager

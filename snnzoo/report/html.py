@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
+from snnzoo.errors import printable
 from snnzoo.report import figures
 from snnzoo.report.figures import DARK, DRAWN_CLASSES, LIGHT, Measured, Roles, as_svg
 
@@ -55,7 +56,7 @@ def write_report(measured: Sequence[Measured], path: Path, title: str, command: 
         SnnzooError: if the file cannot be written.
     """
     with atomic_output(path, replace=replace) as temporary:
-        temporary.write_text(render(measured, title, command), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(render(measured, title, command), encoding="utf-8")
 
 
 def render(measured: Sequence[Measured], title: str, command: str) -> str:
@@ -76,6 +77,11 @@ def render(measured: Sequence[Measured], title: str, command: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n"
         "</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text that shows as it is, with what nothing can show as numbers."""
+    return escape_html(printable(text))
 
 
 def _variables(roles: Roles) -> str:
@@ -173,6 +179,8 @@ def _details(one: Measured, level: str) -> list[str]:
             "<h3>Most frequent confusions</h3>",
             _table(["class", "taken for", "images", "% of the class"], worst),
         ]
+    if evaluation.left_out:
+        parts += [f"<{level}>Left out</{level}>", _table([], [[reason] for reason in evaluation.left_out], "facts")]
     for heading, facts in one.facts.items():
         parts += [f"<{level}>{escape(heading)}</{level}>", _table([], facts.items(), "facts")]
     return parts
