@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.models.registry import MODELS, list_weights, model_spec, split_tag
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from snnzoo.models.base import NeuronFactory, SpikingNet
     from snnzoo.models.heads import Description
@@ -100,6 +100,37 @@ def build_ann(name: str, state_dict: dict[str, Tensor], source: str, **kwargs: A
     return ann.eval()
 
 
+def ann_shapes(name: str, **kwargs: Any) -> nn.Module:
+    """Build the ANN of model `name` on the meta device, shapes without data. Arguments as `create_model`."""
+    import torch
+    from torch import nn
+
+    with torch.device("meta"):
+        return build(name, nn.ReLU, step_mode="s", **kwargs)
+
+
+def anns_with(convolutions: int, in_channels: int, names: Iterable[str] = MODELS) -> Iterator[nn.Module]:
+    """Yield the ANNs of the models `names` that have this many convolutions, each shortcut option by itself."""
+    for name in names:
+        if not MODELS[name].convertible:  # the keys and shapes of another model
+            continue
+        for options, count in _convolutions(MODELS[name].kwargs):
+            if count == convolutions:
+                yield ann_shapes(name, in_channels=in_channels, **options)
+
+
+def _convolutions(kwargs: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """The options of a model, each with the number of its convolutions."""
+    if "blocks" in kwargs:
+        plain = 1 + 6 * kwargs["blocks"]
+        return [({"option": "A"}, plain), ({"option": "B"}, plain + 2)]
+    if "convolutions" in kwargs:  # a VGG has numbers for names already
+        return []
+    if kwargs["block"] == "basic":
+        return [({}, 1 + 2 * sum(kwargs["layers"]) + 3)]
+    return [({}, 1 + 3 * sum(kwargs["layers"]) + 4)]
+
+
 def neuron_factory(neuron: str | NeuronFactory) -> NeuronFactory:
     """Return what makes the neurons called "if", "lif" or "plif"; a callable is returned as it is."""
     if not isinstance(neuron, str):
@@ -156,7 +187,6 @@ def weights_of(
     from snnzoo.checkpoints.download import fetch
     from snnzoo.checkpoints.files import read_checkpoint
     from snnzoo.checkpoints.layouts import translate
-    from snnzoo.models.shapes import anns_with
 
     content = read_checkpoint(fetch(entry, progress))
     return translate(content, entry.tag, partial(anns_with, names=[entry.model]), entry.layout).state_dict

@@ -14,7 +14,7 @@ from snnzoo.checkpoints.files import FORMATS, file_format, read_with_metadata, s
 from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.checkpoints.layouts import compare, unwrap
 from snnzoo.errors import CheckpointError, SnnzooError
-from snnzoo.models.shapes import ann_shapes
+from snnzoo.models.factory import ann_shapes
 from snnzoo.recognition.identification import Architecture, architecture
 from snnzoo.recognition.reading import read_layout
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from snnzoo.checkpoints.layouts import Detected, translate
 from snnzoo.errors import CheckpointError
-from snnzoo.models.shapes import anns_with
+from snnzoo.models.factory import anns_with
 from snnzoo.recognition.head import infer_head
 
 
