@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,25 +42,48 @@ class MemoryModule(StepModule):
     tensor state follows `.to()`, and is detached in copies of the module.
     """
 
-    _memories: dict[str, Any]
+    _memories: dict[str, Any]  # the values that `reset` returns to
+
+    def __init__(self, step_mode: str = "s") -> None:
+        super().__init__(step_mode)
+        self._memories = {}
 
     def register_memory(self, name: str, initial: Any) -> None:
-        if not hasattr(self, "_memories"):
-            self._memories = {}
-        self._memories[name] = initial
+        """Declare the state `name`, which is `initial` now and after each reset."""
+        self.set_reset_value(name, initial)
         setattr(self, name, initial)
+
+    def set_reset_value(self, name: str, value: Any) -> None:
+        """Let `reset` give the state `name` a copy of `value` from now on."""
+        self._memories[name] = copy.deepcopy(value)
+
+    def memories(self) -> Iterator[Any]:
+        """Yield the state's values."""
+        return (value for _, value in self.named_memories())
+
+    def named_memories(self) -> Iterator[tuple[str, Any]]:
+        """Yield the state as pairs of a name and a value."""
+        return ((name, getattr(self, name)) for name in self._memories)
 
     def reset(self) -> None:
         """Forget the state: the next step is t = 0."""
         for name, initial in self._memories.items():
-            setattr(self, name, initial)
+            setattr(self, name, copy.deepcopy(initial))
+
+    def detach(self) -> None:
+        """Cut the state off from the graph that it was computed in, for truncated backpropagation through time."""
+        for name, value in self.named_memories():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.detach())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        for name in self._memories:
+        for name, initial in self._memories.items():
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 setattr(self, name, fn(value))
+            if isinstance(initial, Tensor):
+                self._memories[name] = fn(initial)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -96,9 +96,9 @@ class MultiStepDropout(Dropout):
 
 
 class MultiStepDropout2d(Dropout2d):
-    """`Dropout2d(step_mode="m")`."""
+    """`Dropout2d(step_mode="m")`, with a default of its own."""
 
-    def __init__(self, p: float = 0.2, step_mode: str = "m") -> None:
+    def __init__(self, p: float = 0.5, step_mode: str = "m") -> None:
         super().__init__(p, step_mode)
 
 

@@ -86,7 +86,7 @@ def test_defaults_are_the_classic_ones():
     node = neuron.LIFNode()
     assert (node.v_threshold, node.v_reset, node.tau, node.decay_input) == (1.0, 0.0, 2.0, True)
     assert (node.detach_reset, node.step_mode) == (False, "s")
-    assert isinstance(node.surrogate_function, surrogate.ATan)
+    assert isinstance(node.surrogate_function, surrogate.Sigmoid)
 
 
 @pytest.mark.parametrize("name", ["IFNode", "LIFNode", "ParametricLIFNode"])
@@ -196,7 +196,7 @@ def test_gradient_of_two_steps_equals_the_chain_rule_by_hand():
     x_seq = torch.tensor([[0.8], [0.5]], dtype=torch.float64, requires_grad=True)
     node = neuron.MultiStepIFNode(v_reset=None, detach_reset=True)
     (actual,) = torch.autograd.grad(node(x_seq)[1].sum(), x_seq)
-    slope = surrogate.ATan().gradient(torch.tensor(0.3, dtype=torch.float64))
+    slope = surrogate.Sigmoid().gradient(torch.tensor(0.3, dtype=torch.float64))
     torch.testing.assert_close(actual, slope.expand(2, 1))
 
 

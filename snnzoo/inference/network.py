@@ -140,6 +140,7 @@ class FoldedResNet(FoldedNetwork):
         super().__init__()
         self.conv1, bias = fold(net.conv1, net.bn1)
         self.maxpool = copy.deepcopy(getattr(net, "maxpool", nn.Identity()))
+        self.pool_first = getattr(net, "pool_first", True)
         self.sn1 = _fold_neuron(net.sn1, bias)
         self.blocks: list[nn.Module] = []
         for name, child in net.named_children():
@@ -151,6 +152,8 @@ class FoldedResNet(FoldedNetwork):
 
     def stem(self, x_seq: Tensor) -> Tensor:
         """From the image to the first neuron's output."""
+        if not self.pool_first:
+            return seq_to_ann_forward(self.sn1(seq_to_ann_forward(x_seq, self.conv1)), self.maxpool)
         # the maximum of x + bias is that of x, plus bias: the neuron adds it after the pool
         return self.sn1(seq_to_ann_forward(x_seq, [self.conv1, self.maxpool]))
 
@@ -168,13 +171,6 @@ class FoldedResNet(FoldedNetwork):
         return self.fc
 
 
-class FoldedSEWResNet(FoldedResNet):
-    """The max pool is behind the stem's neuron."""
-
-    def stem(self, x_seq: Tensor) -> Tensor:
-        return seq_to_ann_forward(self.sn1(seq_to_ann_forward(x_seq, self.conv1)), self.maxpool)
-
-
 class FoldedVGG(FoldedNetwork):
     """Pools before a neuron commute with the bias that it adds; so do pools of sums."""
 
@@ -183,13 +179,16 @@ class FoldedVGG(FoldedNetwork):
         self.features, self.avgpool = _fold_chain(net.features), copy.deepcopy(net.avgpool)
         self.readout, self.classifier = copy.deepcopy(net.readout), _fold_chain(net.classifier[:-1])
         self.classifier.append(copy.deepcopy(net.classifier[-1]))
+        self.pool_first = net.pool_first
         starts = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
         self.units = [range(*ends) for ends in pairwise([*starts, len(self.features)])]
 
     def run(self, x_seq: Tensor, output: str = "sequence") -> Tensor:
         for unit in self.units:
             layers = [self.features[i] for i in unit]
-            for layer in sorted(layers, key=lambda layer: isinstance(layer, Activation)):  # the neuron last
+            if self.pool_first:
+                layers.sort(key=lambda layer: isinstance(layer, Activation))  # the neuron last
+            for layer in layers:
                 x_seq = (
                     layer(x_seq) if isinstance(layer, (StepModule, Activation)) else seq_to_ann_forward(x_seq, layer)
                 )
@@ -215,7 +214,7 @@ _BLOCKS: dict[type, Any] = {
 _NETWORKS: dict[type, Any] = {
     ResNet: FoldedResNet,
     CifarResNet: FoldedResNet,
-    SEWResNet: FoldedSEWResNet,
+    SEWResNet: FoldedResNet,
     VGG: FoldedVGG,
 }
 

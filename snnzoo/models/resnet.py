@@ -2,7 +2,8 @@
 
 torchvision's family (He et al. 2015, arXiv 1512.03385; ResNeXt, arXiv 1611.05431; Wide ResNet,
 arXiv 1605.07146), each ReLU replaced by a neuron `sn*`. The stem runs conv1, bn1, maxpool, sn1: with
-ReLU that equals torchvision's order, and a static image passes all of it once, whatever T is.
+ReLU that equals torchvision's order, and a static image passes all of it once, whatever T is. Networks that were
+trained as spiking ones, with other libraries, pool the spikes instead: `pool_first=False`.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class ResNet(SpikingNet):
         in_channels: channels of the input.
         neuron: called once for each neuron; `nn.ReLU` gives the ANN.
         step_mode: "m" (layer-by-layer) or "s" (step-by-step).
+        pool_first: whether the max pool runs before the stem's neuron, on its current, or behind it, on its spikes.
     """
 
     blocks: ClassVar[dict[str, Any]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -142,8 +144,10 @@ class ResNet(SpikingNet):
         in_channels: int = 3,
         neuron: NeuronFactory,
         step_mode: str = "m",
+        pool_first: bool = True,
     ) -> None:
         super().__init__()
+        self.pool_first = pool_first
         make_block = partial(self.blocks[block], neuron=neuron)
         if block == "bottleneck":
             make_block = partial(make_block, groups=groups, base_width=width_per_group)
@@ -162,4 +166,6 @@ class ResNet(SpikingNet):
         self.initialise(step_mode)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.sn1(self.stateless(x, self.conv1, self.bn1, self.maxpool))
+        if self.pool_first:
+            return self.sn1(self.stateless(x, self.conv1, self.bn1, self.maxpool))
+        return self.stateless(self.sn1(self.stateless(x, self.conv1, self.bn1)), self.maxpool)

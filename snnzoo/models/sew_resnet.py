@@ -82,7 +82,8 @@ class SEWResNet(ResNet):
     Args:
         block, layers: as `models.resnet.ResNet`.
         connect: "ADD", "AND" or "IAND".
-        kwargs: `num_classes`, `in_channels`, `neuron` and `step_mode` of `models.resnet.ResNet`.
+        kwargs: `groups`, `width_per_group`, `num_classes`, `in_channels`, `neuron` and `step_mode` of
+            `models.resnet.ResNet`.
 
     Raises:
         ValueError: for another `connect`.
@@ -93,10 +94,7 @@ class SEWResNet(ResNet):
     def __init__(self, block: str, layers: tuple[int, int, int, int], *, connect: str = "ADD", **kwargs: Any) -> None:
         if connect not in CONNECT:
             raise ValueError(f"connect must be one of {', '.join(CONNECT)}, got {connect!r}")
-        super().__init__(block, layers, **kwargs)
+        super().__init__(block, layers, pool_first=False, **kwargs)
         for module in self.modules():
             if isinstance(module, (SEWBasicBlock, SEWBottleneck)):
                 module.connect = CONNECT[connect]
-
-    def stem(self, x: Tensor) -> Tensor:
-        return self.stateless(self.sn1(self.stateless(x, self.conv1, self.bn1)), self.maxpool)

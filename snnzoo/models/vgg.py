@@ -3,7 +3,7 @@
 vgg11/13/16/19, with and without BN, each ReLU replaced by a neuron, `features.{i}.sn` and
 `classifier.{i}.sn`: where torchvision has a ReLU, so that no layer's number changes. As in the ResNets'
 stem, a max pool behind a neuron runs before it, on its current: with ReLU that equals torchvision's order,
-and a quarter of the neurons remains.
+and a quarter of the neurons remains. With `pool_first=False` it pools the spikes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class VGG(SpikingNet):
         batch_norm: whether each is followed by a BN.
         hidden_features: neurons of each of the classifier's two hidden layers (4096 in torchvision).
         num_classes, in_channels, neuron, step_mode: as `models.resnet.ResNet`.
+        pool_first: whether max pools run before the neurons that torchvision has them behind.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class VGG(SpikingNet):
         in_channels: int = 3,
         neuron: NeuronFactory,
         step_mode: str = "m",
+        pool_first: bool = True,
     ) -> None:
         super().__init__()
+        self.pool_first = pool_first
         layers: list[nn.Module] = []
         for width, count in zip(WIDTHS, convolutions, strict=True):
             for _ in range(count):
@@ -83,8 +86,8 @@ class VGG(SpikingNet):
         segments: dict[str, Callable[[Tensor], Tensor]] = {}
         for unit in self._units():
             (place,) = (i for i in unit if isinstance(self.features[i], Activation))
-            layers = [self.features[i] for i in unit if i != place]
-            segments[f"features.{place}"] = partial(self._fire, self.features[place], layers)
+            order = [*(i for i in unit if i != place), place] if self.pool_first else unit
+            segments[f"features.{place}"] = partial(self._run, [self.features[i] for i in order])
         return {**segments, "classifier.1": self._first_hidden, "classifier.4": self._second_hidden}
 
     def classify(self, x: Tensor) -> Tensor:
@@ -105,17 +108,17 @@ class VGG(SpikingNet):
         starts = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
         return [range(*ends) for ends in pairwise([*starts, len(self.features)])]
 
-    def _fire(self, activation: nn.Module, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    def _run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
         for layer in layers:
-            x = layer(x) if isinstance(layer, StepModule) else self.stateless(x, layer)
-        return activation(x)
+            x = layer(x) if isinstance(layer, (StepModule, Activation)) else self.stateless(x, layer)
+        return x
 
     def _first_hidden(self, x: Tensor) -> Tensor:
         x = self.stateless(x, self.avgpool).flatten(-3)
-        return self._fire(self.classifier[1], [self.classifier[0]], x)
+        return self._run([self.classifier[0], self.classifier[1]], x)
 
     def _second_hidden(self, x: Tensor) -> Tensor:
-        return self._fire(self.classifier[4], [self.classifier[2], self.classifier[3]], x)
+        return self._run([self.classifier[i] for i in (2, 3, 4)], x)
 
     def initialise(self, step_mode: str) -> None:
         """Draw the initial weights as torchvision does, and set the step mode."""

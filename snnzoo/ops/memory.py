@@ -40,13 +40,13 @@ class Layout:
         return math.prod(self.shape)
 
     def empty(self, like: Tensor, dtype: torch.dtype, steps: int | None = None) -> Tensor:
-        """An uninitialised step, or sequence of `steps`, on the device of `like`."""
-        if steps is None:
-            return like.new_empty(self.shape, dtype=dtype).permute(self._inverse(0))
-        return like.new_empty((steps, *self.shape), dtype=dtype).permute(0, *self._inverse(1))
-
-    def _inverse(self, first: int) -> list[int]:
-        return [self.order.index(d) + first for d in range(1, len(self.order) + 1)]
+        """An uninitialised step, or sequence of `steps`, on the device of `like`: no view, so it may be changed."""
+        sizes, strides, apart = [0] * len(self.order), [0] * len(self.order), 1
+        for d, size in zip(reversed(self.order), reversed(self.shape), strict=True):
+            sizes[d - 1], strides[d - 1], apart = size, apart, apart * size
+        if steps is not None:
+            sizes, strides = [steps, *sizes], [apart, *strides]
+        return like.new_empty_strided(sizes, strides, dtype=dtype)
 
     def flatten_step(self, step: Tensor) -> Tensor:
         """`[N, C, ...]` as `[outer * C * inner]` in this layout: a view where it has it already, else a copy."""

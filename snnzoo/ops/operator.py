@@ -26,9 +26,9 @@ from snnzoo.ops.spec import (
     Signed,
     state_dtype,
 )
-from snnzoo.surrogate import ATan, PiecewiseQuadratic, Sigmoid, SurrogateFunction
+from snnzoo.surrogate import ATan, PiecewiseQuadratic, Sigmoid, SurrogateFunctionBase
 
-SURROGATES: tuple[type[SurrogateFunction], ...] = (ATan, Sigmoid, PiecewiseQuadratic)
+SURROGATES: tuple[type[SurrogateFunctionBase], ...] = (ATan, Sigmoid, PiecewiseQuadratic)
 MOST_LEVELS = 1 << 21  # that round to integers in float32
 MOST_THRESHOLDS = 100  # powers of two that are normal numbers in float32
 
@@ -43,7 +43,8 @@ def supports(x_seq: Tensor, coding: Coding, arguments: Arguments) -> bool:
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in arguments.parameters):
         return False
     if isinstance(coding, IF):
-        return coding.charge is None and type(coding.surrogate) in SURROGATES
+        surrogate: Any = coding.surrogate
+        return coding.charge is None and type(surrogate) in SURROGATES and surrogate.spiking
     if isinstance(coding, Delta):
         return coding.levels <= MOST_LEVELS
     return not isinstance(coding, Differential) or coding.levels <= MOST_THRESHOLDS

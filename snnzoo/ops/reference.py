@@ -81,12 +81,13 @@ def integrate_and_fire(coding: IF, x: Tensor, state: tuple[Tensor, ...], theta: 
     (v,) = state
     h = _charge(coding, v, x)
     s = coding.surrogate(h - theta)
-    s_reset = s.detach() if coding.detach_reset else s
-    if coding.v_reset is None:
-        v = h - s_reset * theta
-    else:
-        v = s_reset * coding.v_reset + (1 - s_reset) * h
-    return s, s * theta, (v,)
+    return s, s * theta, (reset(h, s, theta, coding.v_reset, coding.detach_reset),)
+
+
+def reset(h: Tensor, s: Tensor, theta: Parameter, v_reset: float | None, detach_reset: bool) -> Tensor:
+    """The membrane behind the spikes `s`, as in `integrate_and_fire`."""
+    s = s.detach() if detach_reset else s
+    return h - s * theta if v_reset is None else s * v_reset + (1 - s) * h
 
 
 def integrate_and_fire_backward(coding: IF, h: Tensor, theta: Parameter, grad_s: Tensor, grad_v: Tensor) -> Tensor:
