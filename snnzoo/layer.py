@@ -1,4 +1,4 @@
-"""Containers, dropout that holds still over time, and layers that look along it.
+"""Containers, layers of torch.nn with a step mode, dropout that holds still over time, and layers that look along it.
 
 The containers give the two propagation patterns as modules. They rename state_dict keys
 (`0.weight` becomes `0.0.weight`); `functional.seq_to_ann_forward` does the same without renaming.
@@ -7,6 +7,7 @@ The containers give the two propagation patterns as modules. They rename state_d
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,57 @@ class MultiStepContainer(StepContainer):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         return functional.multi_step_forward(x_seq, list(self))
+
+
+class StatelessLayer(StepModule):
+    """A layer of torch.nn that takes `[N, ...]`, or with `step_mode="m"` `[T, N, ...]`, time folded into the batch.
+
+    Args:
+        args, kwargs: those of the layer of torch.nn; its parameters keep their keys.
+        step_mode: "s" or "m".
+
+    Raises:
+        ValueError: if a sequence has no time axis.
+    """
+
+    kind: type[nn.Module]
+
+    def __init__(self, *args: Any, step_mode: str = "s", **kwargs: Any) -> None:
+        super(StepModule, self).__init__(*args, **kwargs)
+        self.step_mode = step_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step_mode == "s":
+            return super().forward(x)
+        dimensions = self.kind.__name__[-2]
+        if self.kind.__name__.endswith("d") and dimensions in "23" and x.ndim != int(dimensions) + 3:
+            raise ValueError(f"{self.kind.__name__} with step_mode='m' needs x_seq [T, N, C, ...], got {list(x.shape)}")
+        deterministic = not self.training or functional.is_deterministic(self.kind)
+        return functional.fold_time(x, super().forward, deterministic)
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [super().extra_repr(), f"step_mode={self.step_mode!r}"]))
+
+
+def _with_step_mode(kind: type[nn.Module]) -> Any:
+    """The class of that name."""
+    described = f"`nn.{kind.__name__}` with a step mode: a `StatelessLayer`."
+    return type(kind.__name__, (StatelessLayer, kind), {"kind": kind, "__doc__": described, "__module__": __name__})
+
+
+Conv1d, Conv2d, Conv3d = (_with_step_mode(kind) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+ConvTranspose1d, ConvTranspose2d = (_with_step_mode(kind) for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d))
+BatchNorm1d, BatchNorm2d, BatchNorm3d = (
+    _with_step_mode(kind) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+)
+MaxPool1d, MaxPool2d, MaxPool3d = (_with_step_mode(kind) for kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
+AvgPool1d, AvgPool2d, AvgPool3d = (_with_step_mode(kind) for kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d))
+AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = (
+    _with_step_mode(kind) for kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+)
+Linear, Flatten, GroupNorm, Upsample = (
+    _with_step_mode(kind) for kind in (nn.Linear, nn.Flatten, nn.GroupNorm, nn.Upsample)
+)
 
 
 class Dropout(MemoryModule):

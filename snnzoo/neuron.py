@@ -192,13 +192,22 @@ class BaseNode(ThresholdNode):
         store_v_seq: bool = False,
     ) -> None:
         super().__init__(v_threshold, step_mode)
-        check_backend(backend)
         self.v_reset = None if v_reset is None else float(v_reset)
         self.surrogate_function = surrogate_function or surrogate.Sigmoid()
         self.detach_reset, self.backend, self.store_v_seq = detach_reset, backend, store_v_seq
         self.register_memory("v", self.v_reset or 0.0)
         for name in ("spike_seq", "stored_v_seq", "x_seq", "v_before"):
             self.register_memory(name, None)
+
+    @property
+    def backend(self) -> str:
+        """What was asked for; ours for the device runs."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        check_backend(value)
+        self._backend = value
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """Return the membrane potential before firing, from `v [N, ...]` and the input `x [N, ...]`."""
@@ -279,9 +288,14 @@ class BaseNode(ThresholdNode):
     @property
     def has_own_equations(self) -> bool:
         """Whether a subclass, or the user, has replaced a method of a step."""
-        return any(
-            getattr(getattr(self, name), "__func__", None) is not getattr(BaseNode, name)
-            for name in ("neuronal_charge", "neuronal_fire", "neuronal_reset")
+        kind, own = type(self), self.__dict__
+        return (
+            kind.neuronal_charge is not BaseNode.neuronal_charge
+            or kind.neuronal_fire is not BaseNode.neuronal_fire
+            or kind.neuronal_reset is not BaseNode.neuronal_reset
+            or "neuronal_charge" in own
+            or "neuronal_fire" in own
+            or "neuronal_reset" in own
         )
 
     @property
