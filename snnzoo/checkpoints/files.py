@@ -6,27 +6,22 @@ what they claim to hold is checked against their size before anything is allocat
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import pickle
 import stat
 import struct
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snnzoo.checkpoints import shards
+from snnzoo.checkpoints import shards, untrusted
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.checkpoints.untrusted.legacy_files import MAGIC, check_legacy
+from snnzoo.checkpoints.untrusted.legacy_files import MAGIC
 from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims, check_name
-from snnzoo.checkpoints.untrusted.zip_files import check_zip
 from snnzoo.errors import CheckpointError
 
 FORMATS = {
@@ -60,9 +55,9 @@ def read_checkpoint(path: Path) -> Any:
     """What a checkpoint holds: its tensors on the CPU, in the dicts and beside the plain values that it has.
 
     Reads .safetensors, .pt, .pth, .th, .bin and .ckpt files, in all formats that torch.save has had, and the shards
-    of a model.safetensors.index.json or pytorch_model.bin.index.json. Pickled files are read with
-    `torch.load(weights_only=True)`, and only if they hold nothing beyond tensors and plain values. Tensors are
-    mapped from the file where its format allows.
+    of a model.safetensors.index.json or pytorch_model.bin.index.json. Pickled files are gone through without
+    unpickling (see `untrusted`): whole modules come as their state dicts, other objects as mappings of what they kept.
+    Tensors are mapped from the file where its format allows.
 
     Raises:
         CheckpointError: if the file cannot be read, is damaged, or holds anything else.
@@ -78,7 +73,7 @@ def read_with_metadata(path: Path) -> tuple[Any, dict[str, str]]:
     if kind == "index":
         return shards.read_sharded(path, _read_shard), {}
     try:
-        return _read_pickled(path, kind), {}
+        return untrusted.read(path, kind), {}
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
 
@@ -112,35 +107,6 @@ def file_format(path: Path) -> str:
     if what is None and path.suffix == ".safetensors":
         what = "no safetensors file, or damaged: its header does not fit its size"
     raise CheckpointError(f"{path}: is {what or 'no checkpoint, or damaged: expected a PyTorch or safetensors file'}")
-
-
-def _read_pickled(path: Path, kind: str) -> Any:
-    """What a file of torch.save holds. Errors do not name the file."""
-    size = path.stat().st_size
-    try:
-        if kind == "tar":
-            raise CheckpointError(
-                "was written by PyTorch before 0.1.10, and is not read, because loading that could run any code: "
-                "if you trust it, load it with torch.load(weights_only=False) and save it again"
-            )
-        with path.open("rb") as file, warnings.catch_warnings():
-            (check_zip if kind == "zip" else check_legacy)(file, size)
-            file.seek(0)
-            warnings.simplefilter("ignore")
-            source: Any = path if kind == "zip" and _can_be_mapped(path) else file
-            with torch.serialization.safe_globals([argparse.Namespace]):  # it holds values, and has no code to run
-                return torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"refused by torch.load(weights_only=True): {_one_line(error)}") from error
-    except Exception as error:  # of torch's readers, which have no error of their own
-        raise CheckpointError(f"not a checkpoint, or damaged: {_one_line(error)}") from error
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Whether torch.load takes that path for a file of its own format, and can open it in C++."""
-    return path.suffix != ".safetensors" and _is_utf8(path)
 
 
 def _is_utf8(path: Path) -> bool:

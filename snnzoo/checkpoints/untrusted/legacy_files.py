@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from snnzoo.checkpoints.untrusted.limits import Claims
-from snnzoo.checkpoints.untrusted.pickles import outline
+from snnzoo.checkpoints.untrusted.limits import MAX_PICKLE
+from snnzoo.checkpoints.untrusted.pickles import read_pickle
+from snnzoo.checkpoints.untrusted.tensors import Storage, Tensors, bytes_at
 from snnzoo.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # as in torch.serialization
 _PROTOCOL = 1001
 
 
-def check_legacy(file: BinaryIO, file_size: int) -> None:
-    """Check an open file: its pickles, and that its storages have their bytes.
+def read_legacy(file: BinaryIO, mapped: mmap.mmap) -> Any:
+    """What an open file of that kind holds, as `pickles.read_pickle`.
 
     Raises:
-        CheckpointError: if it is damaged or truncated, or as `pickles.outline`.
+        CheckpointError: if it is damaged or truncated, or as `pickles.read_pickle`.
     """
-    claims = Claims(file_size)
-    file.seek(0)
-    magic, protocol, system = (outline(file, claims).value for _ in range(3))
+    tensors = Tensors(len(mapped))
+    magic, protocol, system, content, keys = (read_pickle(file, MAX_PICKLE, tensors) for _ in range(5))
     if magic != MAGIC or protocol != _PROTOCOL or type(system) is not dict or not system.get("little_endian", True):
         raise CheckpointError("is no file of torch.save, or of a machine with another byte order")
-    storages = outline(file, claims).storages
-    keys = outline(file, claims).value
+    places = _places(keys, tensors.storages, mapped, file.tell())
+    tensors.fill(lambda storage: bytes_at(mapped, places[storage.key], storage.size))
+    return content
+
+
+def _places(keys: Any, storages: dict[str, Storage], mapped: mmap.mmap, position: int) -> dict[str, int]:
+    """Where each storage's bytes begin: each behind its number of items, in the order of `keys`."""
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError("its list of storages is damaged: get the file again")
-    position = file.tell()
+    places = {}
     for key in keys:
-        items, item_size = storages[key]
-        file.seek(position)
-        position += 8 + items * item_size
-        if position > file_size or struct.unpack("<q", file.read(8))[0] != items:
-            raise CheckpointError(f"its storage {key!a} is damaged or truncated: get the file again")
+        places[key] = position + 8
+        end = position + 8 + storages[key].size
+        if end > len(mapped) or struct.unpack_from("<q", mapped, position)[0] != storages[key].items:
+            raise CheckpointError(f"its storage {key[:80]!a} is damaged or truncated: get the file again")
+        position = end
+    return places

@@ -9,7 +9,8 @@ from snnzoo.errors import CheckpointError
 MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 16
 MAX_NAME = 1024  # characters of a key
-MAX_TEXT = 32 << 20  # bytes of a pickle, of a safetensors header, of an index, of a zip directory
+MAX_TEXT = 32 << 20  # bytes of a safetensors header, of an index, of a zip directory
+MAX_PICKLE = 256 << 20  # bytes: the arrays of NumPy that lie beside the weights are in it
 
 _SLACK = 64 << 20
 
@@ -45,13 +46,18 @@ class Claims:
             )
 
 
+def is_name(text: str) -> bool:
+    """Whether a key could be one of a network: not too long, and no characters that a terminal would obey."""
+    return len(text) <= MAX_NAME and text.isprintable()
+
+
 def check_name(name: str) -> None:
-    """Refuse a key that no network has: too long, or with control characters that would reach a terminal.
+    """Refuse a key that `is_name` says is none.
 
     Raises:
         CheckpointError: if it is.
     """
     if len(name) > MAX_NAME:
         raise CheckpointError(f"has a key of {len(name):,} characters ({name[:40]!a}...), expected at most {MAX_NAME}")
-    if not name.isprintable():
+    if not is_name(name):
         raise CheckpointError(f"has a key with characters that cannot be shown, {name[:80]!a}: rename it")

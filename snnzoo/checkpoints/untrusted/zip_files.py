@@ -1,18 +1,23 @@
-"""The zip files of `torch.save`, checked before torch reads them.
+"""The zip files of `torch.save` and of TorchScript.
 
-torch.save stores its members without compressing them, and writes nothing after the directory. Whatever else a zip
-file may be is refused, so that nothing inflates, and what is checked here is what torch then reads.
+torch.save stores its members without compressing them, and writes nothing after the directory; TorchScript compresses
+its code, which is not read. Whatever else a zip file may be is refused, and nothing inflates.
 """
 
 from __future__ import annotations
 
 import itertools
+import mmap
 import struct
 import zipfile
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims
-from snnzoo.checkpoints.untrusted.pickles import outline
+from torch import Tensor
+
+from snnzoo.checkpoints.untrusted.limits import MAX_TEXT
+from snnzoo.checkpoints.untrusted.pickles import read_pickle
+from snnzoo.checkpoints.untrusted.tensors import Storage, Tensors, bytes_at
 from snnzoo.errors import CheckpointError
 
 # Fields as in PKWARE's APPNOTE.TXT, 4.3: the end of the directory, its zip64 form, and a member's local header.
@@ -26,43 +31,77 @@ _ENCRYPTED = 1
 _DAMAGED = "its zip directory is damaged: get the file again"
 
 
-def check_zip(file: BinaryIO, file_size: int) -> None:
-    """Check an open zip file of torch.save: its directory, its pickle, and that its storages have their bytes.
+@dataclass(frozen=True)
+class _Member:
+    """Where a member's bytes begin, how many there are, and whether they are as they were before they went in."""
+
+    start: int
+    size: int
+    is_plain: bool
+
+
+def read_zip(file: BinaryIO, mapped: mmap.mmap) -> Any:
+    """What an open file of that kind holds, as `pickles.read_pickle`; its tensors are views of `mapped`, the file.
 
     Raises:
-        CheckpointError: if it is damaged, compressed, or no file of torch.save, or as `pickles.outline`.
+        CheckpointError: if it is damaged, or no file of torch.save, or as `pickles.read_pickle`.
     """
-    members = _members(file, file_size)
-    start, size = members["data.pkl"]
-    file.seek(start)
-    found = outline(file, Claims(file_size))
-    if file.tell() > start + size:
-        raise CheckpointError("its pickle is damaged or truncated: get the file again")
-    for key, (items, item_size) in found.storages.items():
-        has = members.get(f"data/{key}", (0, 0))[1]
-        if has != items * item_size:
+    members = _members(file, len(mapped))
+    order = _bytes_of(mapped, members, "byteorder") if "byteorder" in members else b"little"
+    if order != b"little":
+        raise CheckpointError(
+            f"its byte order is {order[:20]!a}, expected little-endian: save it again on such a machine"
+        )
+    data = _plain(members, "data.pkl")
+    file.seek(data.start)
+    tensors = Tensors(len(mapped))
+    content = read_pickle(file, data.size, tensors)
+
+    def bytes_of(storage: Storage) -> Tensor:
+        member = _plain(members, f"data/{storage.key}")
+        if member.size != storage.size:
             raise CheckpointError(
-                f"its storage {key!a} has {has:,} bytes, not the {items * item_size:,} that its pickle says: "
-                "get the file again"
+                f"its storage {storage.key[:80]!a} has {member.size:,} bytes, not the {storage.size:,} that its pickle "
+                "says: get the file again"
             )
+        return bytes_at(mapped, member.start, member.size)
+
+    tensors.fill(bytes_of)
+    return content
 
 
-def _members(file: BinaryIO, file_size: int) -> dict[str, tuple[int, int]]:
-    """Where each member begins and how long it is, by its name inside the folder that torch.save puts them all in."""
+def _bytes_of(mapped: mmap.mmap, members: dict[str, _Member], name: str) -> bytes:
+    member = _plain(members, name)
+    return mapped[member.start : member.start + member.size]
+
+
+def _plain(members: dict[str, _Member], name: str) -> _Member:
+    """A member that is there, and that torch.save has written as it was."""
+    if name not in members:
+        raise CheckpointError(f"its member {name[:80]!a} is missing: get the file again")
+    if not members[name].is_plain:
+        raise CheckpointError(
+            f"its member {name[:80]!a} is compressed or encrypted, which torch.save never does: refused, because it "
+            "could fill the memory"
+        )
+    return members[name]
+
+
+def _members(file: BinaryIO, file_size: int) -> dict[str, _Member]:
+    """The members by their names inside the folder that torch.save puts them all in."""
     directory = _check_directory(file, file_size)
     try:
         infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError):
         raise CheckpointError(_DAMAGED) from None
     names = [info.filename.partition("/")[2] for info in infos]
-    if "constants.pkl" in names:
-        raise CheckpointError("is a TorchScript archive, which holds code: save its state_dict() with torch.save")
     if "data.pkl" not in names:
         raise CheckpointError("is a zip file, but not one of torch.save: if it holds a checkpoint, unpack it first")
     if len({info.filename.lower() for info in infos}) < len(infos) or len({*map(_folder, infos)}) > 1:
         raise CheckpointError("its zip directory has members twice: get the file again")  # torch ignores case
-    members = {name: _place(file, info, directory) for name, info in zip(names, infos, strict=True)}
-    if any(start + size > after for (start, size), (after, _) in itertools.pairwise(sorted(members.values()))):
+    members = {name: _member(file, info, directory) for name, info in zip(names, infos, strict=True)}
+    places = sorted((member.start, member.size) for member in members.values())
+    if any(start + size > after for (start, size), (after, _) in itertools.pairwise(places)):
         raise CheckpointError("its members overlap: get the file again")
     return members
 
@@ -88,18 +127,14 @@ def _check_directory(file: BinaryIO, file_size: int) -> int:
     return start
 
 
-def _place(file: BinaryIO, info: zipfile.ZipInfo, limit: int) -> tuple[int, int]:
-    """Where a member's bytes begin and how many they are; `limit` is where members end."""
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
-        raise CheckpointError(
-            f"its member {info.filename[:80]!a} is compressed or encrypted, which torch.save never does: refused, "
-            "because it could fill the memory"
-        )
+def _member(file: BinaryIO, info: zipfile.ZipInfo, limit: int) -> _Member:
+    """Where a member lies; `limit` is where members end."""
     signature, *_, n_name, n_extra = _read(file, info.header_offset, _LOCAL)
     start = info.header_offset + _LOCAL.size + n_name + n_extra
-    if signature != b"PK\3\4" or start + info.file_size > limit:
+    if signature != b"PK\3\4" or start + info.compress_size > limit:
         raise CheckpointError(f"its member {info.filename[:80]!a} is damaged or truncated: get the file again")
-    return start, info.file_size
+    stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+    return _Member(start, info.compress_size, stored and not info.flag_bits & _ENCRYPTED)
 
 
 def _read(file: BinaryIO, position: int, fields: struct.Struct) -> tuple[Any, ...]:
