@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import datetime
 import faulthandler
 import importlib
 import io
@@ -23,6 +24,7 @@ import webbrowser
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -31,6 +33,7 @@ CANARY = "canary"
 _TOUCH = f"touch {CANARY}"
 _OPEN = f"open({CANARY!r}, 'w').close()"
 HANG = 10  # seconds
+GOOD = 12  # of the seeds are files of no ill will, the first
 _WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "subprocess.Popen",
             "socket.connect", "webbrowser.open", "shutil.rmtree", "pty.spawn")  # fmt: skip
 
@@ -112,10 +115,17 @@ def training_checkpoint():
     }
 
 
-def saved(content, *, zipped=True):
+def saved(content, *, zipped=True, protocol=2):
     """The bytes that torch.save writes."""
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    torch.save(content, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def scripted():
+    """The bytes that torch.jit.save writes."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(_small()), buffer)
     return buffer.getvalue()
 
 
@@ -155,6 +165,9 @@ def seeds():
         (".ckpt", saved(training_checkpoint())),
         (".ckpt", saved(training_checkpoint(), zipped=False)),
         (".bin", saved({key: value.bfloat16() for key, value in tensors.items()})),
+        (".pt", saved(_small())),
+        (".pt", saved({"model": _small(), "best": np.float64(91.7), "when": datetime.date(2020, 1, 2)}, protocol=4)),
+        (".pt", scripted()),
         (".pt", saved({"a": torch.arange(6).to(torch.float8_e4m3fn), "b": nn.Parameter(torch.ones(2, 3))})),
         (".safetensors", save(tensors, {"format": "pt"})),
         (".safetensors", save({key: value.half() for key, value in tensors.items()})),
@@ -167,7 +180,7 @@ def seeds():
 def mutated(number, files):
     """One of the files, changed at random: the same for the same number."""
     chance = random.Random(number)
-    suffix, data = files[chance.randrange(9) if chance.random() < 0.8 else chance.randrange(len(files))]
+    suffix, data = files[chance.randrange(GOOD) if chance.random() < 0.8 else chance.randrange(len(files))]
     inside = chance.random() < 0.6
     if inside and data.startswith(b"PK"):  # what a zip file holds, so that its checksums are right
         members = members_of(data)
@@ -248,8 +261,8 @@ def _read_all(first, count):
     from snnzoo.recognition import inspect_checkpoint
 
     files = seeds()
-    Path("part.safetensors").write_bytes(files[6][1])
-    for suffix, data in files[:9]:  # what they import is imported, and the pools of memory are filled
+    Path("part.safetensors").write_bytes(next(data for suffix, data in files if suffix == ".safetensors"))
+    for suffix, data in files[:GOOD]:  # what they import is imported, and the pools of memory are filled
         Path(f"good{suffix}").write_bytes(data)
         inspect_checkpoint(Path(f"good{suffix}"))
     events = []

@@ -25,7 +25,7 @@ from torch import nn
 
 from snnzoo.checkpoints.files import file_format, read_checkpoint, read_safetensors
 from snnzoo.checkpoints.untrusted import limits, pickles
-from snnzoo.checkpoints.untrusted.zip_files import check_zip
+from snnzoo.checkpoints.wrapping import EMA_WRAPPERS, WRAPPERS
 from snnzoo.cli.main import main
 from snnzoo.errors import CheckpointError, SnnzooError
 from snnzoo.models import factory
@@ -34,6 +34,7 @@ from snnzoo.recognition import inspect_checkpoint
 PAYLOADS = corpus.payloads()
 WEIGHT = {"w": torch.arange(6.0).view(2, 3)}
 MEMBERS = corpus.members_of(corpus.saved(WEIGHT))
+MEMBERS |= {key: MEMBERS.pop(key) for key in list(MEMBERS) if key.endswith("/data/0")}  # last: it is read
 FOLDER = next(iter(MEMBERS)).partition("/")[0]
 PICKLE = MEMBERS[f"{FOLDER}/data.pkl"]
 
@@ -68,7 +69,7 @@ def refused(data, name="file.pth"):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("name", PAYLOADS)
-def test_no_payload_runs_beside_tensors_or_deep_among_them(name, zipped):
+def test_no_payload_runs_beside_tensors_or_deep_among_them(name, zipped, monkeypatch):
     payload = PAYLOADS[name]
     for content in (
         payload,
@@ -76,8 +77,19 @@ def test_no_payload_runs_beside_tensors_or_deep_among_them(name, zipped):
         OrderedDict(WEIGHT, x=[({"deep": (1, payload)},)]),
         {**WEIGHT, "optimizer": {"state": {0: {"step": payload}}}},
     ):
-        text = refused(corpus.saved(content, zipped=zipped))
-        assert name in ("bytearray", "a call of a tensor class") or "could run any code" in text
+        data = corpus.saved(content, zipped=zipped)
+        if name == "a call of a tensor class":
+            assert "tensors of a class of their own" in refused(data)
+            continue
+        path = written(data)
+        with monkeypatch.context() as patch:
+            for module, function in ((torch, "load"), (pickle, "Unpickler"), (pickle, "_Unpickler"), (pickle, "loads")):
+                patch.delattr(module, function)
+            read = read_checkpoint(path)
+            with contextlib.suppress(SnnzooError):  # where there is no state dict
+                inspect_checkpoint(path)
+        if isinstance(content, dict):
+            assert torch.equal(read.get("state_dict", read)["w"], WEIGHT["w"])
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -114,15 +126,12 @@ OPCODES = {
 
 @pytest.mark.parametrize("name", OPCODES)
 def test_no_operation_of_pickle_beyond_those_of_state_dicts_is_done(name):
-    refused(corpus.zip_of_pickle(OPCODES[name]))
+    with contextlib.suppress(CheckpointError):
+        assert not isinstance(read_checkpoint(written(corpus.zip_of_pickle(OPCODES[name]))), torch.Tensor)
     refused(OPCODES[name])
 
 
-def test_scripted_modules_hold_code_and_are_refused():
-    assert "TorchScript" in refused(corpus.zip_of({**MEMBERS, f"{FOLDER}/constants.pkl": PICKLE}))
-
-
-def test_the_tar_format_of_old_which_torch_reads_only_with_code_is_refused():
+def test_nothing_runs_in_the_tar_format_of_old():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("sys_info", "pickle", "tensors", "storages"):
@@ -130,7 +139,7 @@ def test_the_tar_format_of_old_which_torch_reads_only_with_code_is_refused():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    assert "before 0.1.10" in refused(buffer.getvalue())
+    assert "damaged" in refused(buffer.getvalue())
 
 
 # -- Memory and time ---------------------------------------------------------------------------------------------------
@@ -159,7 +168,6 @@ def test_the_opcodes_of_these_tests_are_those_of_a_tensor():
     assert read_checkpoint(written(corpus.zip_of_pickle(in_dict(tensor([2, 2], [2, 1])))))["w"].shape == (2, 2)
 
 
-NESTED_LISTS = b"]" * 200 + b"a" * 199
 PICKLES = {
     "a tensor larger than its storage": tensor([1 << 40], [1]),
     "a tensor beyond the end of its storage": tensor([2], [1], offset=3),
@@ -177,21 +185,13 @@ PICKLES = {
     "a storage of less than nothing": storage(-4),
     "a type that does not fit its bytes": tensor([2], [1], kind=b"Double"),
     "a type that is none": tensor([2], [1], kind=b"Nonsense"),
+    "a conjugated view": tensor([2], [1])[:-2] + b"}X\4\0\0\0conj\x88stR",
     "one storage of two sizes": b"(" + storage(4) + storage(2) + b"t",
-    "bytes by the tebibyte": b"cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x10\x85R",
     "a memo of four billion": b"K\x01r\xff\xff\xff\xff0",
     "a text longer than the file": b"X\xff\xff\xff\x7fabc",
-    "lists without end": NESTED_LISTS,
-    "a list in itself": b"]q\1h\1a",
-    "billion laughs": b"]K\1a" + b"".join(b"q%c](%sl" % (n, b"h%c" % n * 9) for n in range(1, 30)).replace(b"l", b"e"),
-    "billion laughs in tuples": b"K\1" + b"q\1h\1\x86" * 60,
-    "a key that takes years to hash": b"}K\1" + b"q\1h\1\x86" * 60 + b"K\1s",
-    "keys that hash to one number": b"}\x8a\x09" + (((1 << 61) - 1) << 8).to_bytes(9, "little") + b"K\1s",
-    "a dict as a key": b"}}K\1s",
-    "a key longer than any name": b"}X" + struct.pack("<I", 5000) + b"k" * 5000 + b"K\1s",
-    "a key with a terminal's escape": b"}X\5\0\0\0\x1b[31mK\1s",
+    "a name longer than any": b"}X" + struct.pack("<I", 5000) + b"k" * 5000 + tensor([2], [1]) + b"s",
+    "a name with a terminal's escape": b"}X\5\0\0\0\x1b[31m" + tensor([2], [1]) + b"s",
     "text that is not UTF-8": b"X\2\0\0\0\xff\xfe",
-    "half a surrogate": b"X\3\0\0\0\xed\xa0\x80",
     "an empty stack": b"0000",
     "a missing memo": b"h\7",
     "one key without a value": b"}(K\1u",
@@ -199,8 +199,56 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_no_pickle_makes_torch_allocate_or_count_without_end(name):
+def test_no_pickle_that_lies_is_believed(name):
     refused(corpus.zip_of_pickle(in_dict(PICKLES[name])))
+
+
+BESIDE = {
+    "bytes by the tebibyte": b"cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x10\x85R",
+    "lists without end": b"]" * 100_000 + b"a" * 99_999,
+    "tuples without end": b"N" + b"\x85" * 100_000,
+    "objects without end": b"cnet\nNet\n" + b")R" * 100_000,
+    "a list in itself": b"]q\1h\1a",
+    "a dict in itself under all names": b"}q\1("
+    + b"".join(b"X" + struct.pack("<I", len(key)) + key.encode() + b"h\1" for key in (*WRAPPERS, *EMA_WRAPPERS))
+    + b"u",
+    "billion laughs": b"]K\1a" + (b"q\x010](" + b"h\1" * 9 + b"e") * 30,
+    "billion laughs in tuples": b"K\1" + b"q\1h\1\x86" * 60,
+    "a key that takes years to hash": b"}K\1" + b"q\1h\1\x86" * 60 + b"K\1s",
+    "keys that hash to one number": b"}("
+    + b"".join(b"\x8a\x0a" + (((1 << 61) - 1) * n).to_bytes(10, "little") + b"N" for n in range(1, 10_000))
+    + b"u",
+    "a dict as a key": b"}}K\1s",
+    "a key longer than any name": b"}X" + struct.pack("<I", 5000) + b"k" * 5000 + b"K\1s",
+    "a key with a terminal's escape": b"}X\5\0\0\0\x1b[31mK\1s",
+    "half a surrogate": b"X\3\0\0\0\xed\xa0\x80",
+    "a number of more digits than Python shows": b"\x8b\x10\x27\0\0" + b"\7" * 10_000,
+    "a class with a terminal's escape": b"c\x1b[31m\n\x1b]0;\7\n)R",
+    "a module in itself": b"cnet\nNet\n)\x81q\1}X\x08\0\0\0_modules}X\1\0\0\0ah\1ssb",
+    "a module that is there twice in one that is there twice": b"cnet\nNet\n)\x81"
+    + b"q\x010cnet\nNet\n)\x81}X\x08\0\0\0_modules}(X\1\0\0\0ah\1X\1\0\0\0bh\1usb" * 60,
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("key", ["w", "model"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_nothing_beside_the_weights_hurts(name, key, zipped, monkeypatch):
+    key_of = b"X" + struct.pack("<I", len(key)) + key.encode()
+    data = b"\x80\x02}(" + key_of + BESIDE[name] + b"X\x0c\0\0\0conv1.weight" + tensor([2, 2], [2, 1]) + b"u."
+    if zipped:
+        data = corpus.zip_of_pickle(data)
+    else:
+        parts = [torch.serialization.MAGIC_NUMBER, 1001, {"little_endian": True}]
+        data = b"".join(pickle.dumps(part, 2) for part in parts) + data + pickle.dumps(["0"], 2)
+        data += struct.pack("<q", 4) + b"\0" * 16
+    path = written(data)
+    assert torch.equal(read_checkpoint(path)["conv1.weight"], torch.zeros(2, 2))
+    code, out, err = snnzoo(monkeypatch, "inspect", str(path))
+    assert code in (0, 1)
+    assert b"\x1b" not in out + err
+    assert err.count(b"\n") == (code == 1)
+    assert not err or err.startswith(b"Error: file.pth: ")
 
 
 def test_more_tensors_or_operations_than_a_network_can_have_are_refused(monkeypatch):
@@ -395,7 +443,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(shards):
     with pytest.raises(CheckpointError, match="holds more than named tensors"):
         read_checkpoint(index_of(shards, {"b": "more.bin"}))
     (shards / "evil.bin").write_bytes(corpus.saved({"b": PAYLOADS["os.system"]}))
-    with pytest.raises(CheckpointError, match="could run any code"):
+    with pytest.raises(CheckpointError, match="holds more than named tensors"):
         read_checkpoint(index_of(shards, {"b": "evil.bin"}))
 
 
@@ -497,10 +545,10 @@ def test_the_command_line_shows_names_that_are_not_utf8_and_says_no_in_one_line(
     assert (code, err) == (0, b"")
     assert b"file        caf\\udce9.pth\n" in out
     assert b"PyTorch (zip)" in out
-    path.write_bytes(corpus.saved({"w": PAYLOADS["os.system"]}))
+    path.write_bytes(corpus.saved(PAYLOADS["os.system"]))
     code, out, err = snnzoo(monkeypatch, "inspect", str(path))
     assert (code, out, err.count(b"\n")) == (1, b"", 1)
-    assert err.startswith(b"Error: caf\\udce9.pth: refused, because it holds pickled objects")
+    assert err.startswith(b"Error: caf\\udce9.pth: holds an object of 'posix.system', not a state dict")
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text(monkeypatch):
@@ -513,10 +561,10 @@ def test_what_a_terminal_would_obey_is_shown_as_text(monkeypatch):
 # -- What is good still loads ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(corpus.GOOD))
 def test_the_good_files_of_the_corpus_load(number):
     suffix, data = corpus.seeds()[number]
-    Path("part.safetensors").write_bytes(corpus.seeds()[6][1])
+    Path("part.safetensors").write_bytes(next(data for suffix, data in corpus.seeds() if suffix == ".safetensors"))
     read_checkpoint(written(data, f"file{suffix}"))
 
 
@@ -526,7 +574,8 @@ def test_a_training_checkpoint_comes_back_as_torch_reads_it(zipped):
     expected, read = torch.load(path, weights_only=False), read_checkpoint(path)
     assert list(read) == list(expected)
     torch.testing.assert_close(read["state_dict"], expected["state_dict"], rtol=0, atol=0)
-    assert read["hyper_parameters"] == expected["hyper_parameters"]
+    nested = [{"a": None}, [1, 2], read["hyper_parameters"]["nested"][2]]  # a set as a list, bytes opaque
+    assert read["hyper_parameters"] == {**expected["hyper_parameters"], "nested": nested}
     torch.testing.assert_close(read["optimizer_states"], expected["optimizer_states"], rtol=0, atol=0)
     assert read["lr_schedulers"] == expected["lr_schedulers"]
 
@@ -536,7 +585,8 @@ def test_the_settings_of_torchvisions_training_script_do_not_keep_its_weights_fr
     settings = argparse.Namespace(model="resnet18", lr=0.1, nested={"sizes": [224, 232]}, resume=None)
     read = read_checkpoint(written(corpus.saved({"model": WEIGHT, "epoch": 3, "args": settings}, zipped=zipped)))
     assert torch.equal(read["model"]["w"], WEIGHT["w"])
-    assert read["args"] == settings
+    assert read["args"].kind == "argparse.Namespace"
+    assert dict(read["args"]) == vars(settings)
 
 
 STORED = [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.bool,
@@ -608,8 +658,7 @@ def test_weights_of_every_floating_type_are_loaded(dtype):
 
 QUICK = settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 200), 1 << 200) | st.floats() | st.text(max_size=5)
-    | st.binary(min_size=1, max_size=5) | st.complex_numbers() | st.just(torch.Size([1, 2])) | st.just(torch.float16),
+    st.none() | st.booleans() | st.integers(-(1 << 200), 1 << 200) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner)
     | st.dictionaries(st.text("abc.é ", max_size=4) | st.integers(-9, 9), inner, max_size=3),
     max_leaves=12,
@@ -636,15 +685,10 @@ PIECES = st.sampled_from([
 
 @settings(QUICK, max_examples=400)
 @given(pieces=st.lists(PIECES, max_size=25))
-def test_a_pickle_that_is_let_through_is_one_that_torch_reads(pieces):
-    """What was found on paper is what torch makes: there is no error of torch's left to come."""
+def test_operations_of_pickle_at_random_are_read_or_refused(pieces):
     path = written(corpus.zip_of_pickle(b"\x80\x02" + b"".join(pieces) + b"."))
-    with path.open("rb") as file:
-        try:
-            check_zip(file, path.stat().st_size)
-        except CheckpointError:
-            return
-    read_checkpoint(path)
+    with contextlib.suppress(SnnzooError):
+        inspect_checkpoint(path)
 
 
 @QUICK

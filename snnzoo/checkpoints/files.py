@@ -99,7 +99,7 @@ def file_format(path: Path) -> str:
         return "zip"
     if head[257:262] == b"ustar":
         return "tar"
-    if head[:1] == b"\x80" and MAGIC.to_bytes(10, "little") in head[:16]:
+    if head[:1] == b"\x80" and MAGIC.to_bytes(10, "little") in head[:32]:
         return "legacy"
     if head.lstrip()[:1] == b"{":
         return "index"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,34 +10,10 @@ from torch import Tensor
 
 from snnzoo.checkpoints.layout_rules import FOREIGN, LAYOUTS, Layout, is_neuron_key, layout_named, writable_layout
 from snnzoo.checkpoints.positional import Networks, names_by_position
+from snnzoo.checkpoints.wrapping import renamed, unwrap
 from snnzoo.errors import CheckpointError, first_few
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
-EMA_WRAPPERS = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model")
-
-_ROOT = re.compile(r"(conv|bn|sn)\d+|layer\d+|fc|features|linear|embedder|encoder|classifier|head")
-_EMA_PREFIX = re.compile(r"(model_)?ema(_model)?\.")
-_NOT_OF_THE_NETWORK = re.compile(r"n_averaged$|(criterion|loss\w*|loss_fn|(train|val|valid|test)_\w+)\.")
-_WRAPPING_PARTS = ("module", "_orig_mod")
-_MAX_WRAPPING = 8
 _CLASSIFIERS = ("fc.", "classifier.")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
-    """A state dict out of its wrapping.
-
-    Args:
-        state_dict: named tensors.
-        wrapping: what was around it, outermost first: keys of dicts, prefixes with their dot.
-        notes: lines on what was chosen or left out.
-        extra: the plain values beside it (`epoch` ...).
-    """
-
-    state_dict: dict[str, Tensor]
-    wrapping: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,106 +52,6 @@ class Detected:
         return f"layout {self.layout.name} ({sure})" + (f", inside {', '.join(self.wrapping)}" if self.wrapping else "")
 
 
-def unwrap(content: Any, source: str) -> Unwrapped:
-    """The state dict inside a loaded checkpoint, out of wrapping dicts and common prefixes.
-
-    Raises:
-        CheckpointError: if there is none in it, or several that nothing tells apart.
-    """
-    wrapping: list[str] = []
-    notes: list[str] = []
-    extra: dict[str, Any] = {}
-    while isinstance(content, Mapping) and len(wrapping) <= _MAX_WRAPPING:
-        plain, ema = (
-            [key for key in keys if isinstance(content.get(key), Mapping) and _holds_tensors(content[key])]
-            for keys in (WRAPPERS, EMA_WRAPPERS)
-        )
-        found = plain or ema
-        if not found:
-            break
-        if plain and ema:
-            notes.append(f"took {found[0]!r}; the averaged weights in {ema[0]!r} were left out")
-        elif len(found) > 1:
-            notes.append(f"took {found[0]!r}; {', '.join(map(repr, found[1:]))} was left out")
-        wrapping.append(found[0])
-        extra.update({str(key): value for key, value in content.items() if not isinstance(value, (Mapping, Tensor))})
-        content = content[found[0]]
-    tensors = _tensors(content, source, notes, extra)
-    state_dict = _one_network(tensors, source, wrapping, notes)
-    return Unwrapped(state_dict, tuple(wrapping), tuple(notes), extra)
-
-
-def _holds_tensors(content: Mapping[Any, Any], depth: int = 0) -> bool:
-    """Whether there are tensors in it, or in a wrapper in it."""
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return True
-    inner = [content[key] for key in (*WRAPPERS, *EMA_WRAPPERS) if isinstance(content.get(key), Mapping)]
-    return depth < _MAX_WRAPPING and any(_holds_tensors(value, depth + 1) for value in inner)
-
-
-def _tensors(content: Any, source: str, notes: list[str], extra: dict[str, Any]) -> dict[str, Tensor]:
-    """The named tensors of a dict; plain values such as `epoch` may lie beside them."""
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        kind = "an empty dict" if isinstance(content, Mapping) and not content else f"a {type(content).__name__}"
-        raise CheckpointError(f"{source}: holds {kind}, not a state dict of named tensors")
-    others = [key for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
-    wrong = [str(key) for key in others if not isinstance(key, str) or "." in key]
-    if wrong:
-        raise CheckpointError(f"{source}: not a state dict: {first_few(wrong)} are not tensors with a name")
-    if others:
-        extra.update({key: content[key] for key in others if not isinstance(content[key], Mapping)})
-        notes.append(f"left out {first_few(others)}, no tensors")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _one_network(
-    state_dict: dict[str, Tensor], source: str, wrapping: list[str], notes: list[str]
-) -> dict[str, Tensor]:
-    """Without what surrounds the one network's keys: wrapping parts, other modules' keys, a common prefix."""
-    for part in _WRAPPING_PARTS:
-        if any(part in key.split(".")[:-1] for key in state_dict):
-            wrapping.append(f"{part}.")
-            shortened = (".".join(p for p in key.split(".") if p != part) for key in state_dict)
-            state_dict = _renamed(state_dict, shortened, source)
-    state_dict = _leave_out(state_dict, _NOT_OF_THE_NETWORK, "not of the network", notes)
-    state_dict = _leave_out(state_dict, _EMA_PREFIX, "averaged weights", notes)
-    for _ in range(_MAX_WRAPPING):
-        prefixes = {key.partition(".")[0] for key in state_dict}
-        prefix = next(iter(prefixes))
-        if len(prefixes) > 1 or _ROOT.fullmatch(prefix) or not all("." in key for key in state_dict):
-            break
-        wrapping.append(f"{prefix}.")
-        state_dict = {key.removeprefix(f"{prefix}."): value for key, value in state_dict.items()}
-    networks = sorted({key.partition(".")[0] for key in state_dict if re.match(r"[A-Za-z_]\w*\.conv1\.weight$", key)})
-    if len(networks) > 1:
-        names = ", ".join(f"{name}." for name in networks)
-        raise CheckpointError(f"{source}: holds several networks ({names}): save the one you mean alone")
-    return state_dict
-
-
-def _leave_out(
-    state_dict: dict[str, Tensor], pattern: re.Pattern[str], what: str, notes: list[str]
-) -> dict[str, Tensor]:
-    """Without the keys that match, unless all do."""
-    out = [key for key in state_dict if pattern.match(key)]
-    if not out or len(out) == len(state_dict):
-        return state_dict
-    notes.append(f"left out {first_few(out)}: {what}")
-    return {key: value for key, value in state_dict.items() if key not in set(out)}
-
-
-def _renamed(state_dict: Mapping[str, Tensor], names: Iterable[str], source: str) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    origins: dict[str, str] = {}
-    for (key, value), name in zip(state_dict.items(), names, strict=True):
-        if name in renamed:
-            raise CheckpointError(
-                f"{source}: {origins[name]} and {key} both stand for {name}: say which layout it is with --layout"
-            )
-        renamed[name], origins[name] = value, key
-    return renamed
-
-
 def translate(content: Any, source: str, networks: Networks, layout: str | None = None) -> Detected:
     """Find the key layout of a loaded checkpoint, and translate it to torchvision's.
 
@@ -207,7 +82,7 @@ def translate(content: Any, source: str, networks: Networks, layout: str | None 
         if unknown:
             notes.append(f"left out {first_few(unknown)}: layout {asked.name} does not know them")
     kept = {key: value for key, value in unwrapped.state_dict.items() if asked is None or key in names}
-    state_dict = _renamed(kept, (names.get(key, key) for key in kept), source)
+    state_dict = renamed(kept, (names.get(key, key) for key in kept), source)
     _refuse_other_norms(state_dict, source)
     if chosen.assumes:
         notes.append(f"layout {chosen.name}: assumed that {chosen.assumes}")
@@ -274,7 +149,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor], layout: str, source: str 
     unnamed = [key for key, name in names.items() if name is None]
     if unnamed:
         raise CheckpointError(f"{source}: layout {layout} has no name for {first_few(unnamed)}")
-    return _renamed(state_dict, (str(names[key]) for key in state_dict), source)
+    return renamed(state_dict, (str(names[key]) for key in state_dict), source)
 
 
 def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from snnzoo.checkpoints.files import FORMATS, file_format, read_with_metadata, sha256_of
 from snnzoo.checkpoints.layout_rules import is_neuron_key
-from snnzoo.checkpoints.layouts import compare, unwrap
+from snnzoo.checkpoints.layouts import compare
+from snnzoo.checkpoints.wrapping import unwrap
 from snnzoo.errors import CheckpointError, SnnzooError
 from snnzoo.models.factory import ann_shapes
 from snnzoo.recognition.identification import Architecture, architecture

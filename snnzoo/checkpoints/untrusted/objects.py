@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snnzoo.checkpoints.untrusted.limits import check_name
-from snnzoo.errors import CheckpointError
+from snnzoo.checkpoints.untrusted.limits import is_name
 
 MAX_MEMBERS = 200_000  # of modules, what is there twice counted twice
 _MAX_DEPTH = 100  # of modules in each other
@@ -43,7 +42,7 @@ class Opaque(Mapping[Any, Any]):
 
     @cached_property
     def _content(self) -> dict[Any, Any]:
-        return state_dict_of(self) if _is_module(self) else {**self.attributes, **self.entries}
+        return _state_dict(self) if _is_module(self) else {**self.attributes, **self.entries}
 
     def __getitem__(self, key: Any) -> Any:
         return self._content[key]
@@ -74,13 +73,10 @@ def _state_of(module: Opaque) -> dict[Any, Any]:
     return module.attributes
 
 
-def state_dict_of(module: Opaque) -> dict[str, Tensor]:
-    """What `state_dict()` of a pickled nn.Module or of a TorchScript module would return.
+def _state_dict(module: Opaque) -> dict[str, Tensor]:
+    """What `state_dict()` of a pickled nn.Module or of a TorchScript module would return; {} if it has no end.
 
     TorchScript keeps no note of which buffers are persistent: there all are taken.
-
-    Raises:
-        CheckpointError: if it is endless, or has names that no module has.
     """
     tensors: dict[str, Tensor] = {}
     waiting = [("", module)]
@@ -91,13 +87,12 @@ def state_dict_of(module: Opaque) -> dict[str, Tensor]:
         for name, value in _members(current):
             seen += 1
             if seen > MAX_MEMBERS or prefix.count(".") > _MAX_DEPTH:
-                raise CheckpointError("its modules are inside each other without end: save its state_dict alone")
-            if type(name) is not str or not (isinstance(value, Tensor) or _is_module(value)):
+                return {}
+            if type(name) is not str or not is_name(name) or not is_name(prefix + name):
                 continue
-            check_name(f"{prefix}{name}")
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value
-            else:
+            elif _is_module(value):
                 children.append((f"{prefix}{name}.", value))
         waiting.extend(reversed(children))
     return tensors

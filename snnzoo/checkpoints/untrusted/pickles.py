@@ -41,12 +41,13 @@ class _Limited:
         return data if self._left >= 0 else _damaged()
 
 
-def read_pickle(stream: IO[bytes], size: int, tensors: Tensors) -> Any:
+def read_pickle(stream: IO[bytes], size: int, tensors: Tensors, find: Callable[[Any], Any] | None = None) -> Any:
     """What the pickle that begins at the stream's position is of; the stream is then behind it.
 
     Args:
         size: it has at most that many bytes.
         tensors: makes the tensors, which have no data before its `fill`.
+        find: what a persistent name stands for; by default storages and classes are named as since 0.1.10.
 
     Returns:
         Tensors, None, bool, int, float, str, bytes, and dicts, lists and tuples of them; sets as lists; `Opaque` and
@@ -56,7 +57,7 @@ def read_pickle(stream: IO[bytes], size: int, tensors: Tensors) -> Any:
         CheckpointError: if it is damaged, too large, or holds tensors of a kind that the zoo has no use for.
     """
     try:
-        return _Machine(tensors).run(stream, size)
+        return _Machine(tensors, find).run(stream, size)
     except CheckpointError:
         raise
     except Exception as error:  # whatever there is to stumble over: an empty stack, a missing memo, a wrong length
@@ -66,8 +67,9 @@ def read_pickle(stream: IO[bytes], size: int, tensors: Tensors) -> Any:
 class _Machine:
     """The stack and the memo of a pickle."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, find: Callable[[Any], Any] | None) -> None:
         self._tensors = tensors
+        self._find = find or self._named
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -197,9 +199,7 @@ class _Machine:
         if type(function) is Opaque:
             return Opaque(function.kind, arguments)
         if function.name in _REFUSED:
-            raise CheckpointError(
-                f"holds {_REFUSED[function.name]}: save plain ones, {{k: v.detach().clone() for k, v in ...}}"
-            )
+            raise CheckpointError(f"holds {_REFUSED[function.name]}: {_SAVE_PLAIN}")
         if function.name in _CALLS:
             return _CALLS[function.name](self, *arguments)
         return Opaque(function.name, arguments)
@@ -233,20 +233,27 @@ class _Machine:
     # Storages and tensors.
 
     def persistent(self) -> None:
+        self._stack.append(self._find(self._stack.pop()))
+
+    def persistent_named(self, name: str) -> None:
+        self._stack.append(self._find(name))
+
+    def _named(self, name: Any) -> Any:
         """`("storage", class, key, device, items)`, before 1.6 with a view `(key, start, items)` of it, or None; or
         `("module", class, file, source)`, a class whose source was kept."""
-        match self._stack.pop():
+        match name:
             case ("module", Global() as kind, *_):
-                self._stack.append(kind)
-            case ("storage", Global(name=name), str(key), _, int(items), *view) if items >= 0:
-                dtype = STORAGE_DTYPES.get(name.rpartition(".")[2])
+                return kind
+            case ("storage", Global(name=kind), str(key), _, int(items), *view) if items >= 0:
+                dtype = STORAGE_DTYPES.get(kind.rpartition(".")[2])
                 if dtype is None:
-                    raise CheckpointError(f"holds numbers of a type that the zoo does not know ({name[:80]!a})")
+                    what = _REFUSED.get(kind, f"numbers of a type that the zoo does not know ({kind[:80]!a})")
+                    raise CheckpointError(f"holds {what}: {_SAVE_PLAIN}")
                 storage = self._tensors.storage(key, dtype, items)
                 if any(view):
                     _, start, part = view[0]
-                    storage = self._tensors.view(storage, *_naturals((start, part)))
-                self._stack.append(storage)
+                    storage = self._tensors.view(storage, *naturals((start, part)))
+                return storage
             case _:
                 _damaged()
 
@@ -257,8 +264,8 @@ class _Machine:
             _damaged()
         if more:
             raise CheckpointError("holds tensors that are conjugated or negated views: save them with .resolve_conj()")
-        _naturals((offset,))
-        return self._tensors.tensor(storage, offset, _naturals(shape), _naturals(stride))
+        naturals((offset,))
+        return self._tensors.tensor(storage, offset, naturals(shape), naturals(stride))
 
     def typed_tensor(self, storage: Any, *arguments: Any) -> Tensor:
         """Of a type that has no class of storages: its storage is of bytes, its offset in items of that type."""
@@ -350,6 +357,7 @@ _METHODS_OF_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     "GLOBAL": _Machine.name,
     "INST": _Machine.old_object_named,
+    "PERSID": _Machine.persistent_named,
 }
 _TENSOR_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _Machine.tensor,
@@ -368,7 +376,9 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys((f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("set", "frozenset")),
                     _Machine.items_of),
 }  # fmt: skip
+_SAVE_PLAIN = "save plain ones, {k: v.detach().clone() for k, v in ...}"
 _REFUSED = {
+    **dict.fromkeys((f"torch.{kind}Storage" for kind in ("QInt8", "QUInt8", "QInt32")), "quantized tensors"),
     "torch._utils._rebuild_qtensor": "quantized tensors",
     "torch._utils._rebuild_sparse_tensor": "sparse tensors",
     "torch._utils._rebuild_sparse_csr_tensor": "sparse tensors",
@@ -403,6 +413,7 @@ def _put(entries: dict[Any, Any], key: Any, value: Any) -> None:
     entries[key] = value
 
 
-def _naturals(value: Any) -> Sequence[int]:
+def naturals(value: Any) -> Sequence[int]:
+    """Return the whole numbers from 0 that a list or tuple is of; a CheckpointError if it is not."""
     valid = type(value) in (list, tuple) and all(type(item) is int and item >= 0 for item in value)
     return value if valid else _damaged()
