@@ -1,0 +1,186 @@
+"""The ANN of any weights: an entry of the manifest, or a user's own checkpoint in whatever layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snnzoo.checkpoints import manifest
+from snnzoo.checkpoints.layout_rules import is_neuron_key, layout_named
+from snnzoo.data.preprocess import Preprocess, preset
+from snnzoo.errors import CheckpointError, UsageError, first_few
+from snnzoo.models.factory import build_ann, check_convertible, weights_of
+from snnzoo.models.registry import list_weights, model_spec, split_tag
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from snnzoo.models.base import SpikingNet
+    from snnzoo.models.heads import Description
+
+
+def load_ann(
+    model: str,
+    weights: str | Enum | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    layout: str | None = None,
+    head: Description | None = None,
+    manifest_file: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> SpikingNet:
+    """Return the ANN of a model with its weights: single-step, in eval mode, a ReLU for each neuron.
+
+    Args:
+        model: a model, or `model.weights` such as `"resnet18.digits"`.
+        weights: a weights name of the manifest, or a torchvision `Weights` member; the default if None.
+        checkpoint: a file of yours, instead; its key layout and classifier are recognised by names and shapes.
+        num_classes: what the checkpoint is expected to have; read off its shapes if None.
+        layout: key layout of the checkpoint, instead of detecting it.
+        head: description of the checkpoint's classifier (`models.heads`), instead of inferring it.
+        manifest_file: more weights, in YAML.
+        progress: called with (done, total, description).
+        notify: called with a line on each thing that was detected, assumed or left out.
+
+    Raises:
+        UsageError: for an unknown model, weights or layout, and for what does not go together.
+        CheckpointError: if the weights cannot be read, or do not fit the model.
+
+    Example:
+        >>> ann = snnzoo.load_ann("resnet20", checkpoint="resnet20.th")
+    """
+    file = None if checkpoint is None else Path(checkpoint)
+    return AnnSource.of(model, weights, file, num_classes, layout, head, manifest_file).load(progress, notify)
+
+
+@dataclass(frozen=True)
+class AnnSource:
+    """Where an ANN's weights come from, checked before anything is read: `of` makes one, `load` reads it.
+
+    Args:
+        model: the model's name.
+        title: named in errors.
+        preprocess: of its images.
+        entry: of the manifest; None for a checkpoint.
+        checkpoint, layout, num_classes, head: as `load_ann`.
+    """
+
+    model: str
+    title: str
+    preprocess: Preprocess
+    entry: manifest.WeightsEntry | None = None
+    checkpoint: Path | None = None
+    layout: str | None = None
+    num_classes: int | None = None
+    head: Description | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        weights: str | Enum | None = None,
+        checkpoint: Path | None = None,
+        num_classes: int | None = None,
+        layout: str | None = None,
+        head: Description | None = None,
+        manifest_file: Path | None = None,
+    ) -> AnnSource:
+        """Check what the arguments of `load_ann` say, without importing torch or reading weights.
+
+        Raises:
+            UsageError: as `load_ann`.
+        """
+        model, tag = split_tag(name, weights)
+        check_convertible(model, with_images=True)
+        if layout is not None:
+            layout_named(layout)
+        if checkpoint is not None:
+            if tag is not None:
+                raise UsageError(f"give either weights ({tag}) or --checkpoint, not both")
+            if not checkpoint.is_file():
+                raise UsageError(f"--checkpoint {checkpoint}: no such file")
+            settings = preset(model_spec(model).preprocess)
+            return cls(model, str(checkpoint), settings, None, checkpoint, layout, num_classes, head)
+        if layout is not None:
+            raise UsageError("--layout is for a --checkpoint of yours: weights of the manifest have theirs in it")
+        if head is not None:
+            raise UsageError("head is for a checkpoint of yours")
+        entry = manifest.find(model, tag or "DEFAULT", list_weights(manifest_file))
+        if num_classes not in (None, entry.num_classes):
+            raise UsageError(f"weights {entry.tag} have {entry.num_classes} classes: leave --num-classes out")
+        return cls(model, entry.tag, entry.preprocess, entry)
+
+    @property
+    def calibration_source(self) -> str | None:
+        """The data that are at hand for these weights: "digits" for those made from them; None for all others."""
+        return "digits" if self.entry is not None and self.entry.builder == "digits" else None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a converted file says about its weights: name and address, or file name and SHA-256."""
+        if self.entry is not None:
+            return {"weights": self.entry.tag, "url": self.entry.url or self.entry.source}
+        from snnzoo.checkpoints.files import sha256_of
+
+        assert self.checkpoint is not None
+        return {"file": self.checkpoint.name, "sha256": sha256_of(self.checkpoint)}
+
+    def load(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> SpikingNet:
+        """Return the ANN; arguments and errors as `load_ann`."""
+        if self.entry is not None:
+            state_dict, notes = weights_of(self.entry, progress), []
+        else:
+            state_dict, notes = self._read_checkpoint()
+        ann = build_ann(self.model, state_dict, self.title, **self._arguments(state_dict))
+        if notify is not None:
+            for line in notes:
+                notify(line)
+        return ann
+
+    def _read_checkpoint(self) -> tuple[dict[str, Tensor], list[str]]:
+        """The state dict in torchvision's keys, and lines for the user."""
+        from snnzoo.checkpoints.files import read_checkpoint
+        from snnzoo.recognition.reading import read_layout
+
+        assert self.checkpoint is not None
+        found = read_layout(read_checkpoint(self.checkpoint), self.title, self.layout)
+        if found.layout.differs and self.layout is None:
+            raise CheckpointError(
+                f"{self.title}: layout {found.layout.name}: {found.layout.differs}, so that the converted network "
+                f"would compute something else; give --layout {found.layout.name} to convert its weights all the same"
+            )
+        neurons = [key for key in found.state_dict if is_neuron_key(key)]
+        left_out = [f"left out {first_few(neurons)}: parameters of neurons, calibrated anew"] if neurons else []
+        return found.state_dict, [found.summary, *found.notes, *left_out]
+
+    def _arguments(self, state_dict: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments that build the model for these weights, as far as their shapes settle them."""
+        from snnzoo.recognition.head import infer_head
+        from snnzoo.recognition.identification import identify
+
+        if self.head is None:
+            infer_head(state_dict)  # for its error, where the classifier is the trouble
+        try:
+            found, kwargs = identify(state_dict, self.title)
+        except CheckpointError:
+            found, kwargs = self.model, {}  # the comparison of keys will say what is wrong
+        if found != self.model:
+            raise CheckpointError(
+                f"{self.title}: holds the weights of {found}, not {self.model}: snnzoo convert {found} ..."
+            )
+        if self.head is not None:
+            kwargs = {key: value for key, value in kwargs.items() if key != "num_classes"} | {"head": self.head}
+        classes = kwargs.get("num_classes", self.num_classes)
+        if self.num_classes not in (None, classes):
+            raise CheckpointError(
+                f"{self.title}: has {classes} classes, not {self.num_classes}: give --num-classes {classes}"
+            )
+        return kwargs if self.num_classes is None else {**kwargs, "num_classes": self.num_classes}
