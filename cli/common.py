@@ -14,6 +14,7 @@ import typer
 
 from snnzoo.errors import UsageError, printable
 from snnzoo.models.registry import list_models
+from snnzoo.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ ModelArgument = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16; on a CPU also int8, int16: weights.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")]
 SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
 MaxPixelsOption = Annotated[
     int, typer.Option("--max-pixels", metavar="N", min=1, help="Images that have more, or that resizing gives more.")
@@ -74,7 +76,7 @@ def print_error(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress_bars(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bars(quiet: bool) -> Iterator[Progress]:
     """A callback (done, total, "task: detail") that draws one bar a task, on a terminal only."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

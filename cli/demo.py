@@ -8,8 +8,7 @@ import typer
 
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
-from snnzoo.cli.convert import RECIPES
-from snnzoo.cli.eval import is_graded, results_table
+from snnzoo.cli.tables import is_graded, results_table
 
 TIME_STEPS = (1, 2, 4, 8, 16, 32)
 
@@ -26,7 +25,6 @@ def demo(
 
     Example: snnzoo demo --recipe rate
     """
-    common.check_choice("--recipe", recipe, RECIPES)
     common.check_device_and_dtype(device, "float32")
     check_outputs({"--json": json}, force=force)
     common.say("resnet18 on scikit-learn's digits: train (kept in the cache), convert, evaluate ...", quiet)

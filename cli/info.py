@@ -67,7 +67,7 @@ def _print_weights(entry: WeightsEntry) -> None:
         "size": f"{entry.size} MiB" if entry.size else "not published",
         "license": entry.license,
         "source": entry.source,
-        "url": entry.url or f"none: made by the recipe {entry.recipe}",
+        "url": entry.url or f"none: made by the builder {entry.builder}",
         "sha256": entry.sha256 or "none: the file is not checked",
         "layout": entry.layout,
         "preprocess": _preprocess_line(entry.preprocess),

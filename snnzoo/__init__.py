@@ -15,7 +15,9 @@ if TYPE_CHECKING:
         checkpoints,
         conversion,
         encoding,
+        errors,
         evaluation,
+        export,
         functional,
         inference,
         layer,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from snnzoo.evaluation import evaluate
     from snnzoo.inference import prepare_for_inference
     from snnzoo.models import create_model, list_models
+    from snnzoo.recognition.ann import load_ann
 
 __all__ = [
     "__version__",
@@ -38,13 +41,16 @@ __all__ = [
     "convert",
     "create_model",
     "encoding",
+    "errors",
     "evaluate",
     "evaluation",
+    "export",
     "functional",
     "inference",
     "layer",
     "list_models",
     "load",
+    "load_ann",
     "models",
     "monitor",
     "neuron",
@@ -59,7 +65,9 @@ _ROOMS = (
     "checkpoints",
     "conversion",
     "encoding",
+    "errors",
     "evaluation",
+    "export",
     "functional",
     "inference",
     "layer",
@@ -70,7 +78,7 @@ _ROOMS = (
     "rnn",
     "surrogate",
 )
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         **{room: f"snnzoo.{room}" for room in _ROOMS},
@@ -78,6 +86,7 @@ __getattr__ = lazy_exports(
         "list_models": "snnzoo.models",
         "convert": "snnzoo.conversion",
         "load": "snnzoo.conversion",
+        "load_ann": "snnzoo.recognition.ann",
         "save": "snnzoo.conversion",
         "evaluate": "snnzoo.evaluation",
         "prepare_for_inference": "snnzoo.inference",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module `__getattr__` (PEP 562) for `package`.
+def lazy_exports(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a module's `__getattr__` and `__dir__` (PEP 562) for `package`.
 
     Args:
         exports: for each name, the module that has it; the module of that very name gives the module itself.
@@ -20,4 +20,7 @@ def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], An
         module = importlib.import_module(exports[name])
         return module if exports[name] == f"{package}.{name}" else getattr(module, name)
 
-    return __getattr__
+    def __dir__() -> list[str]:
+        return sorted({*vars(importlib.import_module(package)), *exports})
+
+    return __getattr__, __dir__

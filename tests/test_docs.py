@@ -1,4 +1,4 @@
-"""Every Python block of every page of the docs runs: the blocks of a page one after the other, in one namespace."""
+"""Every Python block of README and the docs runs: the blocks of a page one after the other, in one namespace."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = sorted(DOCS.glob("**/*.md"))
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("**/*.md"))]
 FENCE = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -23,7 +23,7 @@ def run_blocks(page):
         exec(compile("\n" * (line - 1) + source, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
 def test_the_blocks_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():

@@ -298,7 +298,7 @@ def test_the_real_cifar_checkpoint_put_there_by_hand_is_the_manifests(resnet20_c
     assert fetch(wanted) == cache_path(wanted)
 
 
-def test_a_recipe_is_run_once_and_needs_no_network(monkeypatch):
+def test_a_builder_is_run_once_and_needs_no_network(monkeypatch):
     train = MagicMock(return_value={"fc.bias": torch.arange(10.0)})
     monkeypatch.setattr("snnzoo.data.digits.train_resnet18", train)
     monkeypatch.setenv("SNNZOO_OFFLINE", "1")

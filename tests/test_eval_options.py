@@ -21,7 +21,7 @@ from snnzoo.data.datasets import labelled_data
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation import evaluate
-from snnzoo.evaluation.distributed import Shard
+from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.evaluator import Interrupted
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.runner import Runner
@@ -265,12 +265,12 @@ def test_shards_add_up_to_the_whole(files, image_folder, monkeypatch):
     data = labelled_data(str(image_folder), SMALL, None, 10)
     whole = evaluate(net, ann, data, [1, 2], batch_size=4)
     tallies = []
-    monkeypatch.setattr(Shard, "gather", lambda self, tally: tallies.append(tally) or tally)
+    monkeypatch.setattr(Rank, "gather", lambda self, tally: tallies.append(tally) or tally)
     for count in (2, 3, 9):  # 8 batches: the ninth process has none
         tallies.clear()
         for rank in range(count):
             with contextlib.suppress(ValueError, ZeroDivisionError):  # speed is that of the first process
-                evaluate(net, ann, data, [1, 2], batch_size=4, shard=Shard(rank, count))
+                evaluate(net, ann, data, [1, 2], batch_size=4, rank=Rank(rank, count))
         result = functools.reduce(Tally.plus, tallies).evaluation(net.conversion.coding.event_bits)
         for row in (*whole.results, *result.results):
             row.images_per_second = 0.0

@@ -77,7 +77,7 @@ def test_list_has_a_row_for_every_weights_set_with_its_size_classes_metrics_and_
         cells = table[entry.model, entry.name]
         siblings = [other for other in ENTRIES.values() if other.model == entry.model]
         assert ("*" in cells) == (entry.default and len(siblings) > 1)
-        expected = [str(entry.num_classes), f"{entry.metrics['top1']:.2f}" if entry.metrics else entry.recipe]
+        expected = [str(entry.num_classes), f"{entry.metrics['top1']:.2f}" if entry.metrics else entry.builder]
         expected += [f"{entry.size:.1f}"] if entry.size else []
         assert [cell for cell in expected if cell not in cells] == []
         assert cells[-1] == entry.license
@@ -107,7 +107,7 @@ def test_list_as_json_has_every_field_of_every_weights_set(run):
         "license",
         "source",
         "url",
-        "recipe",
+        "builder",
         "sha256",
         "layout",
     )
@@ -169,7 +169,7 @@ def test_info_shows_all_about_a_weights_set(run):
     assert shown["metrics"] == "top1 80.86 %, top5 95.43 % on ImageNet-1K"
     assert shown["size"] == "97.79 MiB"
     assert shown["preprocess"].startswith("resize 232 (bilinear), crop 224, mean (0.485")
-    assert facts(run("info", "resnet18.digits")[1])["url"] == "none: made by the recipe digits"
+    assert facts(run("info", "resnet18.digits")[1])["url"] == "none: made by the builder digits"
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -34,7 +34,7 @@ GOOD = {
     "license": "MIT",
     "source": "my own training",
 }
-RECIPE = {"model": "resnet18", "name": "made", "recipe": "digits", "layout": "torchvision", "num_classes": 10} | {
+BUILT = {"model": "resnet18", "name": "made", "builder": "digits", "layout": "torchvision", "num_classes": 10} | {
     "preprocess": "digits",
     "license": "MIT",
     "source": "made",
@@ -166,7 +166,7 @@ def put(field, value):
 @pytest.mark.parametrize("field", BAD_FIELDS)
 def test_a_bad_field_is_one_line_that_names_file_entry_and_field(field, write):
     for value in BAD_FIELDS[field]:
-        path = write([RECIPE, put(field, value)])
+        path = write([BUILT, put(field, value)])
         with pytest.raises(ManifestError) as caught:
             load_manifest(path)
         message = str(caught.value)
@@ -198,11 +198,15 @@ FILES = {
     "text called a mapping": ("- !!map xy", "not valid YAML: expected a mapping node"),
     "a misspelt field": ([put("licence", "MIT")], "unknown field 'licence': did you mean license"),
     "a tag twice": ([GOOD, GOOD | {"name": "MINE"}], r"entry 2 \(resnet18.MINE\): field 'name' is taken: entry 1"),
-    "two defaults": ([GOOD | {"default": True}, RECIPE | {"default": True}], "entry 2 .*'default' is set in entry 1"),
-    "url and recipe": ([GOOD | {"recipe": "digits"}], r"entry 1 \(resnet18.mine\): give either 'url' or 'recipe'"),
-    "neither of them": ([{k: v for k, v in GOOD.items() if k != "url"}], "give either 'url' or 'recipe'"),
-    "unknown recipe": ([RECIPE | {"recipe": "cake"}], "field 'recipe' must be one of digits, got 'cake'"),
-    "hash of a recipe": ([RECIPE | {"sha256": "0" * 8}], "field 'sha256' does not go with 'recipe'"),
+    "two defaults": ([GOOD | {"default": True}, BUILT | {"default": True}], "entry 2 .*'default' is set in entry 1"),
+    "url and builder": ([GOOD | {"builder": "digits"}], r"entry 1 \(resnet18.mine\): give either 'url' or 'builder'"),
+    "neither of them": ([{k: v for k, v in GOOD.items() if k != "url"}], "give either 'url' or 'builder'"),
+    "old name of the field": (
+        [{k: v for k, v in BUILT.items() if k != "builder"} | {"recipe": "digits"}],
+        "unknown field 'recipe': it is called 'builder' now",
+    ),
+    "unknown builder": ([BUILT | {"builder": "cake"}], "field 'builder' must be one of digits, got 'cake'"),
+    "hash of what a builder makes": ([BUILT | {"sha256": "0" * 8}], "field 'sha256' does not go with 'builder'"),
 }  # fmt: skip
 
 

@@ -1,10 +1,10 @@
-"""Getting the file of a manifest entry: from the cache, by download, or by a built-in recipe.
+"""Getting the file of a manifest entry: from the cache, by download, or by a built-in builder.
 
 The cache is torch.hub's, with its file names, so what torchvision has fetched is found here, and the
 other way round. A download goes to a partial file beside it, which a later try resumes, and gets its
 name once size and hash are right. A file found in the cache is checked too, each time that it is
 fetched: hashing takes a fraction of the time of reading the weights. Nothing here imports torch unless
-a recipe runs.
+a builder runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from snnzoo.checkpoints.manifest import WeightsEntry
 from snnzoo.errors import SnnzooError
-
-Progress = Callable[[int, int, str], None]
+from snnzoo.progress import Progress
 
 TRIES = 4  # in a row that bring the file no further
 BACKOFF = 0.5  # seconds before the second try, doubled before each one after it
@@ -89,7 +88,7 @@ def fetch(entry: WeightsEntry, progress: Progress | None = None) -> Path:
                 if entry.url:
                     download(entry.url, path, sha256=entry.sha256, size=entry.size, progress=progress)
                 else:
-                    _run_recipe(entry, path, progress)
+                    _run_builder(entry, path, progress)
                 return path
     try:
         _check(path, entry.sha256, entry.size)
@@ -238,7 +237,7 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
         lock.release()
 
 
-def _run_recipe(entry: WeightsEntry, path: Path, progress: Progress | None) -> None:
+def _run_builder(entry: WeightsEntry, path: Path, progress: Progress | None) -> None:
     from snnzoo.checkpoints.files import write_safetensors
     from snnzoo.data import digits
 

@@ -26,7 +26,8 @@ from snnzoo.data.preprocess import INTERPOLATIONS, PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError, suggestion
 
 FILE_NAME = "weights_manifest.yaml"
-RECIPES = ("digits",)
+BUILDERS = ("digits",)
+RENAMED = {"recipe": "builder"}  # fields that had another name
 
 
 class ManifestError(SnnzooError):
@@ -50,7 +51,7 @@ class WeightsEntry:
     filename: str
     origin: str = FILE_NAME
     url: str | None = None
-    recipe: str | None = None
+    builder: str | None = None
     sha256: str | None = None
     size: float | None = None
     default: bool = False
@@ -220,7 +221,7 @@ def _is_url(value: Any) -> bool:
 
 
 _is_filename = _matches(r"(?!\.)[\w.+%=@,~ -]{1,200}")
-_LAYOUTS_TEXT, _RECIPES_TEXT = ", ".join(LAYOUTS), ", ".join(RECIPES)
+_LAYOUTS_TEXT, _BUILDERS_TEXT = ", ".join(LAYOUTS), ", ".join(BUILDERS)
 
 _ENTRY = {
     "model": _Field("the name of a model", _matches(r"\w+"), required=True),
@@ -235,7 +236,7 @@ _ENTRY = {
     "license": _Field("text", _is_text, required=True),
     "source": _Field("text", _is_text, required=True),
     "url": _Field("an http:// or https:// address", _is_url),
-    "recipe": _Field(f"one of {_RECIPES_TEXT}", RECIPES.__contains__),
+    "builder": _Field(f"one of {_BUILDERS_TEXT}", BUILDERS.__contains__),
     "filename": _Field("a file name without a folder", _is_filename),
     "sha256": _Field("8 to 64 of the digits 0-9 and a-f, in quotes", _matches(r"[0-9a-f]{8,64}")),
     "size": _Field("a positive number of MiB", lambda value: _is_number(value) and value > 0),
@@ -261,6 +262,8 @@ def _check(item: Mapping[Any, Any], schema: Mapping[str, _Field], where: str, pa
     for key in item:
         if key not in schema:
             hint = suggestion(str(key), schema, f"known: {', '.join(schema)}")
+            if key in RENAMED:
+                hint = f"it is called {RENAMED[key]!r} now"
             raise ManifestError(f"{where}: unknown field {_shown(f'{parent}{key}')}: {hint}")
     for key, (expected, accepts, required) in schema.items():
         if required and key not in item:
@@ -277,11 +280,11 @@ def _entry(item: Any, number: int, origin: str) -> WeightsEntry:
     if all(_ENTRY[key].accepts(item.get(key)) for key in ("model", "name")):
         where += f" ({item['model']}.{item['name']})"
     _check(item, _ENTRY, where)
-    if ("url" in item) == ("recipe" in item):
-        raise ManifestError(f"{where}: give either 'url' or 'recipe'")
+    if ("url" in item) == ("builder" in item):
+        raise ManifestError(f"{where}: give either 'url' or 'builder'")
     for key in ("sha256", "size", "filename"):
-        if "recipe" in item and key in item:
-            raise ManifestError(f"{where}: field {key!r} does not go with 'recipe'")
+        if "builder" in item and key in item:
+            raise ManifestError(f"{where}: field {key!r} does not go with 'builder'")
     if item.get("metrics"):
         _check(item["metrics"], _METRICS, where, "metrics.")
     filename = item.get("filename") or _default_filename(item)
@@ -292,8 +295,8 @@ def _entry(item: Any, number: int, origin: str) -> WeightsEntry:
 
 
 def _default_filename(item: Mapping[str, Any]) -> str:
-    """The last part of the url, as torch.hub has it; for a recipe, one of our own."""
-    if "recipe" in item:
+    """The last part of the url, as torch.hub has it; of what a builder makes, one of our own."""
+    if "builder" in item:
         return f"snnzoo-{item['model']}-{item['name']}.safetensors"
     return urlsplit(item["url"]).path.rpartition("/")[2]
 

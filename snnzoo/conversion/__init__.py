@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Conversion", "choose", "convert", "convert_ann", "load", "load_with_ann", "save"]
 
 _FILE, _CONVERTER = "snnzoo.conversion.converted_file", "snnzoo.conversion.converter"
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("Conversion", "load", "load_with_ann", "save"), _FILE),

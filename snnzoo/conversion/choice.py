@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from snnzoo.conversion.recipes import DeltaRecipe
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.models.base import SpikingNet
+from snnzoo.progress import Progress
 
 TIME_STEPS = (1, 2, 4, 8, 16)
 LEVELS = (1, 3, 7)
@@ -24,8 +24,6 @@ TOLERANCE = 0.5  # percentage points
 SEARCH_IMAGES = 96  # on which each of several codings is calibrated
 HELD_BACK = 256  # images at most, on which choices of T and K are judged
 MOST_LEAD = 1.0  # beyond, noise of the last step outweighs what it foretells
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

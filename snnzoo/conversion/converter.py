@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
-from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, Progress, choose, with_lead
+from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, with_lead
 from snnzoo.conversion.codings import Coding, DeltaCoding, install
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.data_free import data_free_parameters
@@ -20,6 +20,7 @@ from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models import heads
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.factory import build_ann, check_convertible
+from snnzoo.progress import Progress
 from snnzoo.recognition import identify, read_layout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from snnzoo.data.folders import check_class_folders, is_frames, list_samples
 from snnzoo.data.frames import FrameFiles
 from snnzoo.data.preprocess import MAX_PIXELS, Preprocess
 from snnzoo.errors import UnreadableSample, UsageError
+from snnzoo.progress import Progress
 
 DIGITS = "digits"
 
@@ -138,7 +138,7 @@ def calibration_images(
     samples: int,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """`samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
 

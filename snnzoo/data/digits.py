@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import SnnzooError
+from snnzoo.progress import Progress
 
 HELD_OUT = 500
 EPOCHS = 5
@@ -54,9 +55,7 @@ class Digits(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.transform(image), self.labels[index]
 
 
-def train_resnet18(
-    *, epochs: int = EPOCHS, seed: int = 0, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Tensor]:
+def train_resnet18(*, epochs: int = EPOCHS, seed: int = 0, progress: Progress | None = None) -> dict[str, Tensor]:
     """Train torchvision's resnet18 on the digits; under a minute on two CPU cores.
 
     Args:

@@ -110,3 +110,19 @@ def _require_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file: {EXPECTED}")
+
+
+def class_names(folder: str | None, num_classes: int) -> list[str] | None:
+    """Return the names of the class folders, in the order of their labels; None if they are not the classes.
+
+    Args:
+        folder: of images or frames; None, or "digits", has no folders.
+        num_classes: of the network.
+    """
+    if folder in (None, "digits"):
+        return None
+    try:
+        folders = check_class_folders(Path(str(folder)))
+    except UsageError:  # images with no classes are enough to calibrate on
+        return None
+    return folders if len(folders) == num_classes else None

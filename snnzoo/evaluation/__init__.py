@@ -8,14 +8,14 @@ from snnzoo.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from snnzoo.evaluation.evaluator import evaluate
-    from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
+    from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult, powers_of_two
 
-__all__ = ["Evaluation", "LayerResult", "TimeStepResult", "evaluate"]
+__all__ = ["Evaluation", "LayerResult", "TimeStepResult", "evaluate", "powers_of_two"]
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "evaluate": "snnzoo.evaluation.evaluator",
-        **dict.fromkeys(("Evaluation", "LayerResult", "TimeStepResult"), "snnzoo.evaluation.results"),
+        **dict.fromkeys(("Evaluation", "LayerResult", "TimeStepResult", "powers_of_two"), "snnzoo.evaluation.results"),
     },
 )

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shard:
+class Rank:
     """Which of how many processes this one is; `local_rank` counts those of this machine."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @classmethod
-    def from_environment(cls) -> Shard:
+    def from_environment(cls) -> Rank:
         """As torchrun says it; the only process, if there is no torchrun."""
-        rank, count, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
-        return cls(rank, count, local_rank)
+        rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
+        return cls(rank, world_size, local_rank)
 
     @property
     def is_first(self) -> bool:
@@ -37,17 +37,17 @@ class Shard:
 
     def gather(self, tally: Tally) -> Tally:
         """What all processes counted, in each of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return tally
         import torch.distributed as dist
 
-        tallies: list[Tally] = [tally] * self.count
+        tallies: list[Tally] = [tally] * self.world_size
         dist.all_gather_object(tallies, tally)
         return reduce(lambda a, b: a.plus(b), tallies)
 
     def first_says(self, value: bool) -> bool:
         """What `value` is in the first process, in each of them."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         import torch.distributed as dist
 
@@ -60,9 +60,9 @@ _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
 @contextmanager
-def joined(shard: Shard) -> Iterator[None]:
+def joined(rank: Rank) -> Iterator[None]:
     """Connect the processes while the context is entered. Counts are exchanged on the CPU, with gloo."""
-    if shard.count == 1:
+    if rank.world_size == 1:
         yield
         return
     import torch.distributed as dist

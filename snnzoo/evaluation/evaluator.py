@@ -12,16 +12,16 @@ from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import batches
 from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
-from snnzoo.evaluation.distributed import Shard
+from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
 from snnzoo.models.base import SpikingNet
+from snnzoo.progress import Progress
 
-Progress = Callable[[int, int, str], None]
-ALONE = Shard()
+ALONE = Rank()
 MAX_LEFT_OUT = 50  # images that cannot be read, before something else must be wrong
 
 
@@ -51,7 +51,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     workers: int = 1,
     error_images: int = 0,
-    shard: Shard = ALONE,
+    rank: Rank = ALONE,
     partial: PartialCounts | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -71,7 +71,7 @@ def evaluate(
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
         error_images: how many images of the first batch each layer's error is measured on; none if 0.
-        shard: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
+        rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
         partial: where counts are kept, until the caller has done with the results and deletes them.
         resume: go on from the counts in `partial`, if there are any.
         progress: called with (done, total, description).
@@ -94,7 +94,7 @@ def evaluate(
     if found and found[0].time_steps != time_steps:
         found = None
     counted = found or (Tally.empty(time_steps, _classes(ann)), 0)  # replaced as one: Ctrl-C may come at any time
-    chosen = range(shard.rank, -(-total // batch_size), shard.count)[counted[1] :]
+    chosen = range(rank.rank, -(-total // batch_size), rank.world_size)[counted[1] :]
     left_out: list[str] = []  # of the batch that is due
 
     def leave_out(error: UnreadableSample) -> None:
@@ -111,7 +111,7 @@ def evaluate(
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
-            if shard.is_first and not counted[0].speeds:
+            if rank.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
                 if error_images:
                     few = images[:error_images].to(device, runner.dtype)
@@ -122,14 +122,14 @@ def evaluate(
             if partial:
                 partial.save(*counted, now=False)
             if progress:
-                progress(min(counted[0].images * shard.count, total), total, "evaluating")
+                progress(min(counted[0].images * rank.world_size, total), total, "evaluating")
     except KeyboardInterrupt:
         so_far = counted[0].evaluation(bits) if counted[0].speeds else None
         raise Interrupted(so_far, total) from None
     finally:
         if partial and counted[1]:
             partial.save(*counted)
-    tally = shard.gather(counted[0])
+    tally = rank.gather(counted[0])
     if tally.images == 0:
         raise SnnzooError(f"none of {total} images can be read; the first one is {tally.left_out[0]}")
     return tally.evaluation(bits)

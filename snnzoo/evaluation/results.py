@@ -60,3 +60,8 @@ class Evaluation:
         values = asdict(self)
         del values["classes"], values["confusion"]
         return values
+
+
+def powers_of_two(last: int) -> list[int]:
+    """Return 1, 2, 4 ... up to and with `last`: the time steps to read out after, where none are asked for."""
+    return sorted({2**k for k in range(last.bit_length())} | {last})

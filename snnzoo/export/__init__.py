@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_program", "to_nir", "write_nir", "write_onnx", "write_pt2"]
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         **dict.fromkeys(("to_nir", "write_nir"), "snnzoo.export.nir"),

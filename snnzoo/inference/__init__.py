@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["InferenceNetwork", "prepare_for_inference"]
 
-__getattr__ = lazy_exports(__name__, dict.fromkeys(__all__, "snnzoo.inference.engine"))
+__getattr__, __dir__ = lazy_exports(__name__, dict.fromkeys(__all__, "snnzoo.inference.engine"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from snnzoo.checkpoints import manifest
 from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.models.registry import MODELS, list_weights, model_spec, split_tag
+from snnzoo.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -180,9 +181,7 @@ def check_convertible(name: str, with_images: bool) -> None:
         )
 
 
-def weights_of(
-    entry: manifest.WeightsEntry, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Tensor]:
+def weights_of(entry: manifest.WeightsEntry, progress: Progress | None = None) -> dict[str, Tensor]:
     """Return the state dict of a manifest entry in torchvision's keys, downloaded or made where necessary."""
     from snnzoo.checkpoints.download import fetch
     from snnzoo.checkpoints.files import read_checkpoint

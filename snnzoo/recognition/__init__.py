@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["architecture", "identify", "inspect_checkpoint", "read_layout"]
 
-__getattr__ = lazy_exports(
+__getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "architecture": "snnzoo.recognition.identification",

@@ -14,6 +14,7 @@ from snnzoo.data.preprocess import Preprocess, preset
 from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.models.factory import build_ann, check_convertible, weights_of
 from snnzoo.models.registry import list_weights, model_spec, split_tag
+from snnzoo.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ def load_ann(
     layout: str | None = None,
     head: Description | None = None,
     manifest_file: Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> SpikingNet:
     """Return the ANN of a model with its weights: single-step, in eval mode, a ReLU for each neuron.
@@ -120,6 +121,11 @@ class AnnSource:
         """The data that are at hand for these weights: "digits" for those made from them; None for all others."""
         return "digits" if self.entry is not None and self.entry.builder == "digits" else None
 
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, where the weights are known to be of them."""
+        return [str(digit) for digit in range(10)] if self.calibration_source == "digits" else None
+
     def record(self) -> dict[str, Any]:
         """Return what a converted file says about its weights: name and address, or file name and SHA-256."""
         if self.entry is not None:
@@ -131,12 +137,13 @@ class AnnSource:
 
     def load(
         self,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> SpikingNet:
         """Return the ANN; arguments and errors as `load_ann`."""
+        notes: list[str] = []
         if self.entry is not None:
-            state_dict, notes = weights_of(self.entry, progress), []
+            state_dict = weights_of(self.entry, progress)
         else:
             state_dict, notes = self._read_checkpoint()
         ann = build_ann(self.model, state_dict, self.title, **self._arguments(state_dict))

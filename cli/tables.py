@@ -1,0 +1,128 @@
+"""The tables that convert, eval and demo print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snnzoo.errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from snnzoo.conversion import Conversion
+    from snnzoo.evaluation import Evaluation
+
+
+def label_of(file: Path, files: list[Path]) -> str:
+    """Return the file's name, with its folder where another file has the same."""
+    return file.stem if sum(other.name == file.name for other in files) == 1 else str(file)
+
+
+def is_graded(coding: Any) -> bool:
+    """Whether spikes carry more than their sign."""
+    return getattr(coding, "levels", 1) > 1
+
+
+HEADINGS = ("T", "ANN top-1 %", "SNN top-1 %", "gap", "agreement %", "events", "energy µJ", "images/s")
+GAPS = "Gap: ANN minus SNN, in points. Agreement: same top-1 class as the ANN. Events: per neuron and step. "
+ENERGY = "Energy: of an image, 45 nm estimate of the arithmetic"
+GRADED = " Spikes are graded: they carry several levels, and cost an accumulation for each bit."
+
+
+def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
+    """One row a number of time steps, each beside the ANN."""
+    caption = f"{GAPS}{ENERGY}; ANN {result.ann['energy_uj']:.1f} µJ.{GRADED if graded else ''}"
+    table = _table(title, caption, HEADINGS)
+    ann = f"{100 * result.ann['top1']:.2f}"
+    for time_steps, *rest in _rows(result):
+        table.add_row(time_steps, ann, *rest)
+    return table
+
+
+def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title: str) -> Table:
+    """The rows of several networks, one below the other, each below its ANN's."""
+    from rich.text import Text
+
+    labels = [label_of(file, [path for path, *_ in measured]) for file, *_ in measured]
+    codings = "".join(
+        f"\n{label}: {info.coding}, {info.coding.spikes}" for label, (_, info, _) in zip(labels, measured, strict=True)
+    )
+    graded = any(is_graded(info.coding) for _, info, _ in measured)
+    caption = f"{GAPS}{ENERGY}.{GRADED if graded else ''}{codings}"
+    table = _table(title, caption, ("network", "T", "top-1 %", *HEADINGS[3:]))
+    for label, (_, _, result) in zip(labels, measured, strict=True):
+        ann = result.ann
+        table.add_row(
+            Text(printable(label)), "ANN", f"{100 * ann['top1']:.2f}", "", "", "", f"{ann['energy_uj']:.1f}", ""
+        )
+        for row in _rows(result):
+            table.add_row("", *row)
+        table.add_section()
+    return table
+
+
+def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    title_text, caption_text = Text(printable(title)), Text("\n".join(map(printable, caption.splitlines())))
+    table = Table(title=title_text, caption=caption_text, title_justify="left", caption_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "network" else "right", overflow="fold")
+    return table
+
+
+def _rows(result: Evaluation) -> list[list[str]]:
+    return [
+        [
+            str(row.time_steps),
+            f"{100 * row.top1:.2f}",
+            f"{100 * (result.ann['top1'] - row.top1):+.2f}",
+            f"{100 * row.agreement:.2f}",
+            f"{row.events_per_neuron_step:.3f}",
+            f"{row.energy_uj:.1f}",
+            f"{row.images_per_second:.1f}",
+        ]
+        for row in result.results
+    ]
+
+
+def choice_table(choice: dict[str, Any]) -> Table:
+    """One row a candidate for time steps and levels."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("T", "levels", "agreement %", "events per neuron"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("")
+    for candidate in choice["candidates"]:
+        mark = "<- chosen" if candidate == choice["chosen"] else ""
+        numbers = (f"{candidate['agreement']:.2f}", f"{candidate['events']:.2f}")
+        table.add_row(str(candidate["time_steps"]), str(candidate["levels"]), *numbers, mark)
+    tolerance, held_back = choice["tolerance"], choice["held_back"]
+    found = "the fewest steps, then levels," if choice["within"] else "none is, so this is the closest,"
+    table.caption = f"{found} within {tolerance:g} points of the ANN on {held_back} held-back images"
+    table.caption_justify = "left"
+    return table
+
+
+def layer_table(layers: list[dict[str, Any]]) -> Table:
+    """One row a layer of neurons, as calibration left it."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("neurons", "channels", "threshold", "clipped %", "error", "events"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "neurons" else "right")
+    for layer in layers:
+        table.add_row(
+            layer["site"],
+            str(layer["channels"]),
+            f"{layer['threshold']:.4g}",
+            f"{100 * layer['clipped']:.3f}",
+            f"{layer['error']:.2e}",
+            f"{layer['events']:.3f}",
+        )
+    table.caption = "error: squared, over the mean square of the ANN's activation; events: per neuron and step"
+    table.caption_justify = "left"
+    return table
