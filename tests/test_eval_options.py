@@ -216,7 +216,7 @@ def test_results_survive_outputs_that_fail(run, files, image_folder, monkeypatch
     command = ("eval", files[0], "--data", image_folder, "--batch-size", "10", "--force")
     outputs = ("--json", "out.json", "--report", "out.html", "--plot", "out.png")
     assert run(*command, "--json", "whole.json")[0] == 0
-    for name in ("snnzoo.report.html.write_report", "snnzoo.cli.eval._print_table", "snnzoo.cli.common.write_json"):
+    for name in ("snnzoo.report.html.write_report", "snnzoo.cli.results.print_table", "snnzoo.cli.common.write_json"):
         with monkeypatch.context() as patch:
             patch.setattr(name, broken)
             code, out, err = run(*command, *outputs)

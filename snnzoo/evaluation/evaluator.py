@@ -130,7 +130,7 @@ def evaluate(
         if partial and counted[1]:
             partial.save(*counted)
     tally = rank.gather(counted[0])
-    if tally.images == 0:
+    if tally.images == 0 and tally.left_out:
         raise SnnzooError(f"none of {total} images can be read; the first one is {tally.left_out[0]}")
     return tally.evaluation(bits)
 
