@@ -166,7 +166,9 @@ def test_folders_may_be_nested_deeply_and_names_be_of_any_length():
         os.chdir("d")
     Image.new("RGB", (4, 4)).save("n" * 251 + ".png")
     os.chdir(top)
-    assert list_samples(Path("data")) == [deep / ("n" * 251 + ".png")]
+    found = list_samples(Path("data"))
+    subprocess.run(["rm", "-r", "data"], check=True)  # which Python's rmtree cannot
+    assert found == [deep / ("n" * 251 + ".png")]
     with pytest.raises(UsageError, match="File name too long"):
         list_samples(Path("n" * 300))
 
