@@ -209,10 +209,10 @@ def damaged_files(net, path):
 
     yield variant(format="other/1"), "format 'other/1'"
     yield variant(coding='{"name": "morse"}'), "unknown coding 'morse'"
-    yield variant(coding="{"), "damaged metadata"
+    yield variant(coding="{"), "metadata: field 'coding' is not valid JSON"
     yield variant(model="resnet19"), "resnet19"
-    yield variant(time_steps="many"), "damaged metadata"
-    yield variant(preprocess='{"resize": 0}'), "damaged metadata"
+    yield variant(time_steps="many"), "metadata: field 'time_steps' must be"
+    yield variant(preprocess='{"resize": 0}'), "metadata: field 'preprocess.resize' must be"
     yield variant(without("layer1.0.conv1.weight")), "1 missing .layer1.0.conv1.weight"
     yield variant(without("layer1.0.sn1.v_threshold")), "layer1.0.sn1|v_threshold"
     yield variant({**tensors, "sn1.v_threshold": torch.ones(3)}), "do not fit"

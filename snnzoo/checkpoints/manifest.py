@@ -9,20 +9,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
-import math
 import os
-import re
-import reprlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from snnzoo.checkpoints.layout_rules import LAYOUTS
-from snnzoo.data.preprocess import INTERPOLATIONS, PRESETS, Preprocess
+from snnzoo.checkpoints.schema import PREPROCESS, Field, check, is_count, is_number, is_text, matches, shown
+from snnzoo.data.preprocess import PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError, suggestion
 
 FILE_NAME = "weights_manifest.yaml"
@@ -137,7 +135,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key for key, _ in node.value if key.id == "scalar"] if node.id == "mapping" else []
         for i, key in enumerate(keys):
             if key.value in (other.value for other in keys[:i]):
-                problem = f"field {_shown(key.value)} is given twice"
+                problem = f"field {shown(key.value)} is given twice"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -178,40 +176,12 @@ def _check_filenames(entries: Iterable[WeightsEntry]) -> None:
             )
 
 
-class _Field(NamedTuple):
-    """What a field of an entry may hold."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-    required: bool = False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _is_percentage(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 100
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
-
-
-def _matches(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
+    return is_number(value) and 0 <= value <= 100
 
 
 def _is_url(value: Any) -> bool:
-    if not _matches(r"https?://[!-~]+")(value):
+    if not matches(r"https?://[!-~]+")(value):
         return False
     try:
         parts = urlsplit(value)
@@ -220,56 +190,32 @@ def _is_url(value: Any) -> bool:
         return False
 
 
-_is_filename = _matches(r"(?!\.)[\w.+%=@,~ -]{1,200}")
+_is_filename = matches(r"(?!\.)[\w.+%=@,~ -]{1,200}")
 _LAYOUTS_TEXT, _BUILDERS_TEXT = ", ".join(LAYOUTS), ", ".join(BUILDERS)
 
 _ENTRY = {
-    "model": _Field("the name of a model", _matches(r"\w+"), required=True),
-    "name": _Field(
-        "letters, digits, '_', '-', '+' and '.', not DEFAULT", _matches(r"(?!(?i:default)$)\w[\w.+-]*"), True
-    ),
-    "layout": _Field(f"one of {_LAYOUTS_TEXT}", tuple(LAYOUTS).__contains__, required=True),
-    "num_classes": _Field("a whole number of at least 1", _is_count, required=True),
-    "preprocess": _Field(
+    "model": Field("the name of a model", matches(r"\w+"), required=True),
+    "name": Field("letters, digits, '_', '-', '+' and '.', not DEFAULT", matches(r"(?!(?i:default)$)\w[\w.+-]*"), True),
+    "layout": Field(f"one of {_LAYOUTS_TEXT}", tuple(LAYOUTS).__contains__, required=True),
+    "num_classes": Field("a whole number of at least 1", is_count, required=True),
+    "preprocess": Field(
         f"a preset ({', '.join(PRESETS)}) or its fields", lambda value: isinstance(value, str | dict), required=True
     ),
-    "license": _Field("text", _is_text, required=True),
-    "source": _Field("text", _is_text, required=True),
-    "url": _Field("an http:// or https:// address", _is_url),
-    "builder": _Field(f"one of {_BUILDERS_TEXT}", BUILDERS.__contains__),
-    "filename": _Field("a file name without a folder", _is_filename),
-    "sha256": _Field("8 to 64 of the digits 0-9 and a-f, in quotes", _matches(r"[0-9a-f]{8,64}")),
-    "size": _Field("a positive number of MiB", lambda value: _is_number(value) and value > 0),
-    "default": _Field("true or false", lambda value: isinstance(value, bool)),
-    "metrics": _Field("a mapping", lambda value: isinstance(value, dict)),
+    "license": Field("text", is_text, required=True),
+    "source": Field("text", is_text, required=True),
+    "url": Field("an http:// or https:// address", _is_url),
+    "builder": Field(f"one of {_BUILDERS_TEXT}", BUILDERS.__contains__),
+    "filename": Field("a file name without a folder", _is_filename),
+    "sha256": Field("8 to 64 of the digits 0-9 and a-f, in quotes", matches(r"[0-9a-f]{8,64}")),
+    "size": Field("a positive number of MiB", lambda value: is_number(value) and value > 0),
+    "default": Field("true or false", lambda value: isinstance(value, bool)),
+    "metrics": Field("a mapping", lambda value: isinstance(value, dict)),
 }
 _METRICS = {
-    "dataset": _Field("text", _is_text, required=True),
-    "top1": _Field("a percentage", _is_percentage),
-    "top5": _Field("a percentage", _is_percentage),
+    "dataset": Field("text", is_text, required=True),
+    "top1": Field("a percentage", _is_percentage),
+    "top5": Field("a percentage", _is_percentage),
 }
-_PREPROCESS = {
-    "resize": _Field("a whole number of pixels", _is_count, required=True),
-    "crop": _Field("a whole number of pixels", _is_count, required=True),
-    "mean": _Field("a list of numbers", _are_numbers, required=True),
-    "std": _Field("a list of numbers", _are_numbers, required=True),
-    "interpolation": _Field(f"one of {', '.join(INTERPOLATIONS)}", INTERPOLATIONS.__contains__),
-}
-
-
-def _check(item: Mapping[Any, Any], schema: Mapping[str, _Field], where: str, parent: str = "") -> None:
-    """Raise a ManifestError for the first field that is unknown, missing or wrong."""
-    for key in item:
-        if key not in schema:
-            hint = suggestion(str(key), schema, f"known: {', '.join(schema)}")
-            if key in RENAMED:
-                hint = f"it is called {RENAMED[key]!r} now"
-            raise ManifestError(f"{where}: unknown field {_shown(f'{parent}{key}')}: {hint}")
-    for key, (expected, accepts, required) in schema.items():
-        if required and key not in item:
-            raise ManifestError(f"{where}: field '{parent}{key}' is missing")
-        if key in item and not accepts(item[key]):
-            raise ManifestError(f"{where}: field '{parent}{key}' must be {expected}, got {_shown(item[key])}")
 
 
 def _entry(item: Any, number: int, origin: str) -> WeightsEntry:
@@ -279,17 +225,17 @@ def _entry(item: Any, number: int, origin: str) -> WeightsEntry:
         raise ManifestError(f"{where}: expected a mapping, got {type(item).__name__}")
     if all(_ENTRY[key].accepts(item.get(key)) for key in ("model", "name")):
         where += f" ({item['model']}.{item['name']})"
-    _check(item, _ENTRY, where)
+    check(item, _ENTRY, where, ManifestError, renamed=RENAMED)
     if ("url" in item) == ("builder" in item):
         raise ManifestError(f"{where}: give either 'url' or 'builder'")
     for key in ("sha256", "size", "filename"):
         if "builder" in item and key in item:
             raise ManifestError(f"{where}: field {key!r} does not go with 'builder'")
     if item.get("metrics"):
-        _check(item["metrics"], _METRICS, where, "metrics.")
+        check(item["metrics"], _METRICS, where, ManifestError, "metrics.")
     filename = item.get("filename") or _default_filename(item)
     if not _is_filename(filename):
-        raise ManifestError(f"{where}: field 'url' must end in a file name, got {_shown(item['url'])}")
+        raise ManifestError(f"{where}: field 'url' must end in a file name, got {shown(item['url'])}")
     made = {"preprocess": _preprocess(item["preprocess"], where), "filename": filename, "origin": origin}
     return WeightsEntry(**{**item, **made})
 
@@ -306,15 +252,8 @@ def _preprocess(value: str | dict[str, Any], where: str) -> Preprocess:
         if value not in PRESETS:
             raise ManifestError(f"{where}: field 'preprocess' must be {_ENTRY['preprocess'].expected}, got {value!r}")
         return PRESETS[value]
-    _check(value, _PREPROCESS, where, "preprocess.")
+    check(value, PREPROCESS, where, ManifestError, "preprocess.")
     try:
         return Preprocess(**value)
     except ValueError as error:
         raise ManifestError(f"{where}: field 'preprocess': {error}") from None
-
-
-def _shown(value: Any) -> str:
-    """A value as it stands in a message, however long or deep it is."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = 100
-    return shown.repr(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.checkpoints.layout_rules import is_neuron_key
+from snnzoo.checkpoints.layouts import check_fits
 from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
+from snnzoo.conversion.metadata import read
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import CheckpointError, UsageError
 from snnzoo.models.base import SpikingNet
@@ -64,23 +67,16 @@ class Conversion:
         if found != FORMAT:
             what = f"has format {found!r}" if found else "has no snnzoo metadata"
             raise CheckpointError(f"{source}: {what}, expected {FORMAT!r}: make one with snnzoo convert")
+        fields = read(metadata, source)
+        names = ("model", "model_kwargs", "time_steps", "recipe", "classes", "source", "layers")
         try:
-            preprocess = json.loads(metadata["preprocess"])
             return cls(
-                model=metadata["model"],
-                model_kwargs=dict(json.loads(metadata["model_kwargs"])),
-                coding=coding_from_dict(json.loads(metadata["coding"]), source),
-                time_steps=int(metadata["time_steps"]),
-                recipe=dict(json.loads(metadata["recipe"])),
-                preprocess=preprocess and Preprocess(**preprocess),
-                classes=json.loads(metadata["classes"]),
-                source=dict(json.loads(metadata["source"])),
-                layers=list(json.loads(metadata.get("layers", "[]"))),
+                coding=coding_from_dict(fields["coding"], source),
+                preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
+                **{name: fields[name] for name in names},
             )
-        except KeyError as error:
-            raise CheckpointError(f"{source}: its metadata lacks {error.args[0]!r}") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{source}: damaged metadata: {error}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{source}: metadata: {error}") from None
 
 
 def save(net: SpikingNet, path: str | Path, *, replace: bool = True) -> None:
@@ -109,12 +105,15 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
     """As `load`, and the ANN in the same file beside it (single-step, ReLU)."""
     tensors, metadata = read_safetensors(Path(path))
     conversion = Conversion.from_metadata(metadata, str(path))
+    make = functools.partial(build, conversion.model, neuron=nn.ReLU, **conversion.model_kwargs)
+    ann_tensors = {key: value for key, value in tensors.items() if not is_neuron_key(key)}
     try:
-        ann = build(conversion.model, neuron=nn.ReLU, step_mode="s", **conversion.model_kwargs)
-        net = build(conversion.model, neuron=nn.ReLU, step_mode="m", **conversion.model_kwargs)
-    except (UsageError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged metadata: {error}") from None
-    load_ann_weights(ann, {k: v for k, v in tensors.items() if not is_neuron_key(k)}, str(path))
+        with torch.device("meta"):  # shapes alone, until it is known that the tensors back them
+            check_fits(make(step_mode="s").state_dict(), ann_tensors, str(path))
+        ann, net = make(step_mode="s"), make(step_mode="m")
+    except (UsageError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: metadata: {' '.join(str(error).split())}") from None
+    load_ann_weights(ann, ann_tensors, str(path))
     try:
         parameters = _neuron_parameters(net, tensors)
         _check_parameters(net, conversion.coding, parameters, str(path))

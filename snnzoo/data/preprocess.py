@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+MAX_SIZE = 4096  # pixels of a side that images are resized or cropped to
 MAX_PIXELS = 89_478_485  # of an image that is read, and of what it is resized to; Pillow's own limit
 
 

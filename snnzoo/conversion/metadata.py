@@ -1,0 +1,129 @@
+"""The metadata of a converted file, checked once on reading: nothing in it is believed before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from snnzoo.checkpoints.schema import PREPROCESS, Field, check, is_count, is_number, is_text, matches
+from snnzoo.errors import CheckpointError
+from snnzoo.models.registry import MODELS
+
+__all__ = ["MAX_TIME_STEPS", "read"]
+
+Check = Callable[[Any], bool]
+
+MAX_TIME_STEPS = 1024
+MAX_CLASSES = 1 << 20
+_LARGEST_SETTING = 10_000  # of a coding
+_PLAIN = ("format", "model", "time_steps", "snnzoo", "torch")  # text that is not JSON
+
+
+def _is_setting(value: Any) -> bool:
+    return is_text(value) or isinstance(value, bool) or (is_number(value) and abs(value) <= _LARGEST_SETTING)
+
+
+def _is_mapping(value: Any, of: Check = lambda value: True) -> bool:
+    return isinstance(value, dict) and all(map(of, value.values()))
+
+
+def _is_steps(value: Any) -> bool:
+    return matches(r"\d{1,4}")(value) and is_count(int(value), MAX_TIME_STEPS)
+
+
+def _is_convertible(name: Any) -> bool:
+    return isinstance(name, str) and name in MODELS and MODELS[name].convertible
+
+
+def _is_recipe(value: Any) -> bool:
+    parts = ("calibration", "choice")
+    return _is_mapping(value) and is_text(value.get("name")) and all(_is_mapping(value.get(key, {})) for key in parts)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_source(value: Any) -> bool:
+    return _is_mapping(value, lambda fact: fact is None or isinstance(fact, str))
+
+
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_mapping(layer, lambda x: is_text(x) or is_number(x)) for layer in value)
+
+
+def _or_null(accepts: Check) -> Check:
+    return lambda value: value is None or accepts(value)
+
+
+_METADATA = {
+    "format": Field("text", is_text, required=True),
+    "model": Field("a model of snnzoo list that can be converted", _is_convertible, required=True),
+    "model_kwargs": Field("a mapping", _is_mapping, required=True),
+    "coding": Field(
+        f"a mapping to text and numbers up to {_LARGEST_SETTING}", partial(_is_mapping, of=_is_setting), required=True
+    ),
+    "time_steps": Field(f"a whole number from 1 to {MAX_TIME_STEPS}", _is_steps, required=True),
+    "recipe": Field("a mapping with a name, to plain values and its calibration and choice", _is_recipe, required=True),
+    "preprocess": Field("a mapping, or null", _or_null(_is_mapping), required=True),
+    "classes": Field("a list of text, or null", _or_null(_are_names), required=True),
+    "source": Field("a mapping to text", _is_source, required=True),
+    "layers": Field("a list of mappings to text and numbers", _are_layers),
+    "snnzoo": Field("text", is_text),
+    "torch": Field("text", is_text),
+}
+_MODEL_KWARGS = {
+    "num_classes": Field(f"a number from 1 to {MAX_CLASSES}", partial(is_count, most=MAX_CLASSES), required=True),
+    "in_channels": Field("a number from 1 to 1024", partial(is_count, most=1024)),
+    "option": Field("A or B", ("A", "B").__contains__),
+    "hidden_features": Field("a number from 1 to 65536", partial(is_count, most=65536)),
+    "head": Field("a description of layers", lambda value: isinstance(value, list | dict)),
+}
+
+
+def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Return the fields of a converted file's metadata as plain values, all of the right type and range.
+
+    Args:
+        metadata: the strings of the safetensors header.
+        source: what messages call the file.
+
+    Raises:
+        CheckpointError: naming the field that is missing, unknown or wrong.
+    """
+    where = f"{source}: metadata"
+    fields: dict[str, Any] = {
+        key: text if key in _PLAIN else _parse(text, f"{where}: field {key!r}") for key, text in metadata.items()
+    }
+    check(fields, _METADATA, where, CheckpointError)
+    check(fields["model_kwargs"], _MODEL_KWARGS, where, CheckpointError, "model_kwargs.")
+    if fields["preprocess"] is not None:
+        check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
+    classes, num_classes = fields["classes"], fields["model_kwargs"]["num_classes"]
+    if classes is not None and len(classes) != num_classes:
+        raise CheckpointError(f"{where}: field 'classes' has {len(classes)} names for {num_classes} classes")
+    return {"layers": [], **fields, "time_steps": int(fields["time_steps"])}
+
+
+def _parse(text: str, where: str) -> Any:
+    """The value of a JSON text; no key may come twice, and no number be NaN or infinite."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        raise CheckpointError(f"{where} is nested too deeply") from None
+    except ValueError as error:  # also an integer of thousands of digits
+        raise CheckpointError(f"{where} is not valid JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return mapping
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,193 @@
+"""Converted files whose metadata was tampered with: one line that names file and field, nothing allocated, no wait."""
+
+import json
+import random
+import re
+import resource
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+from snnzoo.data.preprocess import PRESETS
+from snnzoo.errors import CheckpointError
+from snnzoo.evaluation.provenance import facts_of
+
+HANG = 10  # seconds
+MEMORY = 200 << 20  # bytes beyond what a good file needs
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A converted file's tensors and metadata, and a path for changed ones."""
+    torch.manual_seed(0)
+    ann = shake_batch_norm(snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s"))
+    net = snnzoo.convert(ann, torch.rand(8, 3, 16, 16), time_steps=2, gamma=0.5)
+    net.conversion.preprocess, net.conversion.classes = PRESETS["cifar10"], list("abcdefghij")
+    net.conversion.source = {"file": "a.th", "sha256": "01"}
+    path = tmp_path_factory.mktemp("converted") / "net.safetensors"
+    snnzoo.save(net, path)
+    return path, *read_safetensors(path)
+
+
+def load(converted, **changes):
+    path, tensors, metadata = converted
+    changed = path.with_name("changed.safetensors")
+    write_safetensors(changed, tensors, {k: v for k, v in {**metadata, **changes}.items() if v is not None})
+    try:
+        return snnzoo.load(changed), ""
+    except CheckpointError as error:
+        return None, str(error)
+
+
+REFUSED = {
+    "model_kwargs": [
+        ('{"num_classes": -1}', "model_kwargs.num_classes"), ('{"num_classes": 1000000000}', "kwargs.num_classes"),
+        (f'{{"num_classes": {1 << 62}}}', "model_kwargs.num_classes"), ('{"num_classes": true}', "num_classes"),
+        ('{"num_classes": 10, "in_channels": 1000000000}', "model_kwargs.in_channels"),
+        ('{"num_classes": 10, "in_channels": 512}', r"conv1\.weight"), ('{"num_classes": 1048576}', "'classes' has 10"),
+        ('{"num_classes": 10, "option": "C"}', "model_kwargs.option"), ("{}", "model_kwargs.num_classes' is missing"),
+        ('{"num_classes": 10, "head": 3}', "model_kwargs.head"), ('{"num_classes": 10, "x": 3}', "unknown field"),
+        ('{"num_classes": 10, "head": ["Linear", 64, 1048576, true]}', "head"), ("[]", "must be a mapping"),
+        ('{"num_classes": 10, "num_classes": 11}', "'num_classes' comes twice"), (None, "'model_kwargs' is missing"),
+    ],
+    "classes": [
+        ('["a"]', "1 names for 10 classes"), ("{}", "'classes' must be a list of text, or null"), ("3", "'classes'"),
+        ('["a", "b", "c", "d", "e", "f", "g", "h", "i", 3]', "'classes' must be"), ("[" * 100_000, "too deeply"),
+    ],
+    "preprocess": [
+        ('{"resize": 0}', "preprocess.resize"), ('{"resize": 5000}', "preprocess.resize"), ("[1]", "'preprocess'"),
+        ('{"resize": 32, "crop": 1000000000, "mean": [0, 0, 0], "std": [1, 1, 1]}', "preprocess.crop"),
+        ('{"resize": 32, "crop": 32, "mean": [0, 0], "std": [1, 1]}', "preprocess.mean"),
+        ('{"resize": 32, "crop": 32, "mean": [NaN, 0, 0], "std": [1, 1, 1]}', "NaN is no number"),
+        ('{"resize": 32, "crop": 32, "mean": [1e999, 0, 0], "std": [1, 1, 1]}', "preprocess.mean"),
+        ('{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [0, 1, 1]}', "std must be positive"),
+        ('{"resize": 32, "crop": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": []}', "interpolation"),
+    ],
+    "coding": [
+        ('{"name": "differential", "levels": 1000000000}', "'coding' must be"), ('{"name": []}', "'coding' must be"),
+        ('{"name": "delta", "gamma": Infinity}', "Infinity is no number"), ("null", "'coding' must be"),
+        ('{"name": "unheard-of"}', "unknown coding"), ('{"name": "delta", "lead": 1e300}', "'coding' must be"),
+        ('{"name": "delta", "levels": 3, "extra": 1}', "delta"),
+        (f'{{"name": "delta", "levels": {"9" * 5000}}}', "coding"),
+    ],
+    "time_steps": [(text, "time_steps") for text in ("1000000", "0", "-1", "1025", "1.5", "", "many", "٣", "9" * 9999)],
+    "recipe": [("[]", "recipe"), ("{}", "recipe"), ('{"name": "delta", "calibration": 3}', "recipe"),
+               ('{"name": "delta", "choice": [1]}', "recipe"), ('{"name": {}}', "recipe")],
+    "source": [("[]", "source"), ('{"file": {}}', "source"), ('{"file": 3}', "source"), ("3", "source")],
+    "layers": [("{}", "layers"), ("[3]", "layers"), ('[{"site": []}]', "layers"), ('[{"error": NaN}]', "no number")],
+    "model": [("sew_resnet18", "model"), ("resnet19", "model"), ("../x", "model"), ("", "model"), (None, "missing")],
+    "format": [("snnzoo/9", "format 'snnzoo/9'"), (None, "no snnzoo metadata")],
+    "surprise": [("1", "unknown field")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_a_field_cannot_be_is_one_line_that_names_it(field, converted):
+    before = peak()
+    for text, message in REFUSED[field]:
+        started = time.monotonic()
+        net, error = load(converted, **{field: text})
+        assert net is None, (field, text)
+        assert re.fullmatch(r".*changed\.safetensors: [^\n]*", error), error
+        assert re.search(message, error), error
+        assert len(error) < 1000
+        assert time.monotonic() - started < HANG
+    assert peak() - before < MEMORY
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def test_what_a_field_may_be_is_read(converted):
+    for field, text in (
+        ("preprocess", "null"),
+        ("classes", "null"),
+        ("source", '{"weights": "resnet20.DEFAULT", "url": null}'),
+        ("time_steps", "1024"),
+        ("layers", None),
+        ("torch", None),
+    ):
+        net, error = load(converted, **{field: text})
+        assert net is not None, (field, error)
+
+
+VALUES = [None, True, -1, 0, 1, 2, 7, 1e9, 1 << 62, -(1 << 62), 0.5, -0.0, 1e308, "", "A", "\x1b[31m", "\udcff",
+          "é" * 300, [], {}, [[]], {"": None}, {"name": "delta"}, list(range(10)), ["Linear", 64, 10, True]]  # fmt: skip
+
+
+def tampered(number, metadata):
+    """The metadata with one to three things changed at random: the same for the same number."""
+    chance = random.Random(number)
+    changed = dict(metadata)
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        field = chance.choice(list(changed))
+        text = changed[field]
+        kind = chance.random()
+        if kind < 0.6:
+            try:
+                changed[field] = json.dumps(_replaced(json.loads(text), chance))
+            except (ValueError, TypeError):
+                changed[field] = str(chance.choice(VALUES))
+        elif kind < 0.9:
+            place = chance.randrange(len(text) + 1)
+            middle = chance.choice(["", "-", "9" * chance.choice([1, 3, 20, 5000]), "null", "[" * 5000, '"', "1e400"])
+            changed[field] = text[:place] + middle + text[place + chance.randrange(4) :]
+        else:
+            del changed[field]
+    return {key: value.encode("utf-8", "replace").decode() for key, value in changed.items()}
+
+
+def _replaced(value, chance):
+    """A JSON value with one part of it another."""
+    if isinstance(value, dict) and value and chance.random() < 0.85:
+        key = chance.choice(list(value))
+        if chance.random() < 0.15:
+            return {other: value[other] for other in value if other != key} | {chance.choice(["x", key * 2, ""]): 1}
+        return {**value, key: _replaced(value[key], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.85:
+        place = chance.randrange(len(value))
+        return [*value[:place], _replaced(value[place], chance), *value[place + chance.choice([1, 1, 1, 0, 2]) :]]
+    return chance.choice(VALUES)
+
+
+def taken_apart(path):
+    """Load a file and take apart what a report does; the message of the error, if it cannot be loaded."""
+    try:
+        conversion = snnzoo.load(path).conversion
+    except CheckpointError as error:
+        return str(error)
+    facts_of(conversion, {"data": "digits"})
+    assert f"{conversion.coding}{conversion.coding.spikes}"
+    return ""
+
+
+def tally(converted, numbers):
+    """Load a file for each number, and take apart what loads as a report does."""
+    path, tensors, metadata = converted
+    before, slowest, loaded = peak(), 0.0, 0
+    for number in numbers:
+        changed = path.with_name("tampered.safetensors")
+        write_safetensors(changed, tensors, tampered(number, metadata))
+        started = time.monotonic()
+        message = taken_apart(changed)
+        loaded += not message
+        assert not message or re.fullmatch(r".*tampered\.safetensors: [^\n]*", message), (number, message)
+        slowest = max(slowest, time.monotonic() - started)
+    assert 0 < loaded < len(numbers)
+    assert slowest < HANG
+    assert peak() - before < MEMORY
+
+
+def test_a_few_tampered_files_do_no_harm(converted):
+    tally(converted, range(60))
+
+
+@pytest.mark.slow
+def test_three_thousand_tampered_files_do_no_harm(converted):
+    tally(converted, range(1_000, 4_000))
