@@ -10,6 +10,7 @@ import typer
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.tables import choice_table, layer_table
+from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.data.folders import class_names, is_frames, list_samples
 from snnzoo.data.preprocess import MAX_PIXELS, override, preset
 from snnzoo.errors import UsageError
@@ -89,8 +90,8 @@ def convert(
       snnzoo convert resnet18 --calib-data imagenet/train -o resnet18-snn.safetensors
       snnzoo convert resnet20 --checkpoint resnet20.th --calib-data cifar10/train --recipe rate -T 64
     """
-    if time_steps is not None and time_steps < 1:
-        raise UsageError(f"--time-steps must be at least 1, got {time_steps}")
+    if time_steps is not None and not 1 <= time_steps <= MAX_TIME_STEPS:
+        raise UsageError(f"--time-steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
     origin = AnnSource.of(model, weights, checkpoint, num_classes, layout, manifest_file=manifest_file)
     output = output or Path(f"{origin.model}-snn.safetensors")
     calib_data = calib_data or origin.calibration_source

@@ -71,7 +71,8 @@ REFUSED = {
     "coding": [
         ('{"name": "differential", "levels": 1000000000}', "'coding' must be"), ('{"name": []}', "'coding' must be"),
         ('{"name": "delta", "gamma": Infinity}', "Infinity is no number"), ("null", "'coding' must be"),
-        ('{"name": "unheard-of"}', "unknown coding"), ('{"name": "delta", "lead": 1e300}', "'coding' must be"),
+        ('{"name": "unheard-of"}', "unknown coding"), ('{"name": "delta", "levels": "3"}', "'coding' must be"),
+        ('{"name": "delta", "lead": 1e300}', "'coding' must be"),
         ('{"name": "delta", "levels": 3, "extra": 1}', "delta"),
         (f'{{"name": "delta", "levels": {"9" * 5000}}}', "coding"),
     ],
@@ -118,7 +119,7 @@ def test_what_a_field_may_be_is_read(converted):
 
 
 VALUES = [None, True, -1, 0, 1, 2, 7, 1e9, 1 << 62, -(1 << 62), 0.5, -0.0, 1e308, "", "A", "\x1b[31m", "\udcff",
-          "é" * 300, [], {}, [[]], {"": None}, {"name": "delta"}, list(range(10)), ["Linear", 64, 10, True]]  # fmt: skip
+          "é" * 300, [], {}, [[]], {"": None}, {"name": "delta"}, list("abc"), ["Linear", 64, 10, True]]  # fmt: skip
 
 
 def tampered(number, metadata):
@@ -132,7 +133,7 @@ def tampered(number, metadata):
         if kind < 0.6:
             try:
                 changed[field] = json.dumps(_replaced(json.loads(text), chance))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 changed[field] = str(chance.choice(VALUES))
         elif kind < 0.9:
             place = chance.randrange(len(text) + 1)
@@ -191,3 +192,25 @@ def test_a_few_tampered_files_do_no_harm(converted):
 @pytest.mark.slow
 def test_three_thousand_tampered_files_do_no_harm(converted):
     tally(converted, range(1_000, 4_000))
+
+
+def test_no_file_is_written_that_could_not_be_read(converted, tmp_path):
+    net = snnzoo.load(converted[0])
+    net.conversion.classes = ["one"]
+    with pytest.raises(CheckpointError, match=r"cannot save the network: metadata: field 'classes' has 1 names for 10"):
+        snnzoo.save(net, tmp_path / "net.safetensors")
+    net.conversion.classes = None
+    net.get_submodule("layer1.0.sn1").v_threshold.fill_(torch.nan)
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.sn1\.v_threshold not finite: are the ANN's weights"):
+        snnzoo.save(net, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    tensors = {**converted[1], "layer1.0.sn1.v_threshold": torch.full((16,), torch.inf)}
+    _, error = load((converted[0], tensors, converted[2]))
+    assert "layer1.0.sn1.v_threshold not finite" in error
+
+
+def test_the_same_network_is_the_same_bytes(converted, tmp_path):
+    net = snnzoo.load(converted[0])
+    for name in "ab":
+        snnzoo.save(net, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == converted[0].read_bytes()

@@ -18,7 +18,7 @@ from snnzoo.checkpoints.layouts import check_fits
 from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
 from snnzoo.conversion.metadata import read
 from snnzoo.data.preprocess import Preprocess
-from snnzoo.errors import CheckpointError, UsageError
+from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.factory import build, load_ann_weights
 
@@ -86,10 +86,14 @@ def save(net: SpikingNet, path: str | Path, *, replace: bool = True) -> None:
 
     Raises:
         UsageError: if `net` was not converted.
+        CheckpointError: if parameters of its neurons are not finite, or its `conversion` holds what no file can.
         SnnzooError: if the file cannot be written.
     """
     conversion = _conversion_of(net)
-    write_safetensors(Path(path), net.state_dict(), conversion.to_metadata(), replace=replace)
+    _check_finite(net.state_dict(), "cannot save the network")
+    metadata = conversion.to_metadata()
+    read(metadata, "cannot save the network")  # so that no file is written that could not be read
+    write_safetensors(Path(path), net.state_dict(), metadata, replace=replace)
 
 
 def load(path: str | Path) -> SpikingNet:
@@ -114,6 +118,7 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
     except (UsageError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: metadata: {' '.join(str(error).split())}") from None
     load_ann_weights(ann, ann_tensors, str(path))
+    _check_finite(tensors, str(path))
     try:
         parameters = _neuron_parameters(net, tensors)
         _check_parameters(net, conversion.coding, parameters, str(path))
@@ -125,6 +130,13 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
         raise CheckpointError(f"{path}: neuron parameters do not fit: {' '.join(str(error).split())}") from None
     net.conversion = conversion
     return net.eval(), ann.eval()
+
+
+def _check_finite(tensors: dict[str, Tensor], source: str) -> None:
+    """Damaged weights make thresholds that are not numbers, or infinite."""
+    bad = [key for key, value in tensors.items() if is_neuron_key(key) and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{source}: {first_few(bad)} not finite: are the ANN's weights or the images damaged?")
 
 
 def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

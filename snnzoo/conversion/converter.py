@@ -15,6 +15,7 @@ from snnzoo.conversion.codings import Coding, DeltaCoding, install
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.inputs import ann_input, has_frames
+from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models import heads
@@ -103,8 +104,8 @@ def convert_ann(
     if time_steps is None:
         frames = images is not None and has_frames(images)
         time_steps = images.shape[1] if images is not None and frames else recipe.default_time_steps
-    if time_steps < 1:
-        raise UsageError(f"time_steps must be at least 1, got {time_steps}")
+    if not 1 <= time_steps <= MAX_TIME_STEPS:
+        raise UsageError(f"time_steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
     if images is not None and has_frames(images) and images.shape[1] != time_steps:
         raise UsageError(f"the data have {images.shape[1]} frames each, so time_steps must be that, got {time_steps}")
     record = {**recipe.to_dict(), "calibration": {"source": None, "images": 0}}

@@ -11,22 +11,28 @@ from snnzoo.checkpoints.schema import PREPROCESS, Field, check, is_count, is_num
 from snnzoo.errors import CheckpointError
 from snnzoo.models.registry import MODELS
 
-__all__ = ["MAX_TIME_STEPS", "read"]
+__all__ = ["MAX_SETTING", "MAX_TIME_STEPS", "read"]
 
 Check = Callable[[Any], bool]
 
 MAX_TIME_STEPS = 1024
 MAX_CLASSES = 1 << 20
-_LARGEST_SETTING = 10_000  # of a coding
+MAX_SETTING = 10_000  # of a coding
 _PLAIN = ("format", "model", "time_steps", "snnzoo", "torch")  # text that is not JSON
-
-
-def _is_setting(value: Any) -> bool:
-    return is_text(value) or isinstance(value, bool) or (is_number(value) and abs(value) <= _LARGEST_SETTING)
 
 
 def _is_mapping(value: Any, of: Check = lambda value: True) -> bool:
     return isinstance(value, dict) and all(map(of, value.values()))
+
+
+def _is_coding(value: Any) -> bool:
+    if not (_is_mapping(value) and is_text(value.get("name"))):
+        return False
+    return all(_is_setting(setting) for key, setting in value.items() if key != "name")
+
+
+def _is_setting(value: Any) -> bool:
+    return is_number(value) and abs(value) <= MAX_SETTING
 
 
 def _is_steps(value: Any) -> bool:
@@ -62,9 +68,7 @@ _METADATA = {
     "format": Field("text", is_text, required=True),
     "model": Field("a model of snnzoo list that can be converted", _is_convertible, required=True),
     "model_kwargs": Field("a mapping", _is_mapping, required=True),
-    "coding": Field(
-        f"a mapping to text and numbers up to {_LARGEST_SETTING}", partial(_is_mapping, of=_is_setting), required=True
-    ),
+    "coding": Field(f"a mapping to a name and numbers up to {MAX_SETTING}", _is_coding, required=True),
     "time_steps": Field(f"a whole number from 1 to {MAX_TIME_STEPS}", _is_steps, required=True),
     "recipe": Field("a mapping with a name, to plain values and its calibration and choice", _is_recipe, required=True),
     "preprocess": Field("a mapping, or null", _or_null(_is_mapping), required=True),
