@@ -173,7 +173,7 @@ MISTAKES = {
     "tolerance of all": (["convert", "resnet18.digits", "--tolerance", "100"], 2, "percentage points in [0, 100)"),
     "tolerance, no images": (["convert", "resnet18", "--tolerance", "1", "--checkpoint", __file__], 2, "--calib-data"),
     "no pattern matches": (["list", "densenet*"], 2, "no model matches 'densenet*'"),
-    "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "--time-steps must be at least 1 and at most 1024, got 0"),
+    "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "at least 1 and at most 1024, got 0"),
     "T below 1 in eval": (["eval", "{file}", "--data", "digits", "-T", "4,0"], 2, "--time-steps must be at least 1"),
     "T no number": (["eval", "{file}", "--data", "digits", "-T", "4,x"], 2, "such as 1,2,4,8"),
     "weights and checkpoint": ([*CONVERT, "--weights", "digits"], 2, "not both"),
