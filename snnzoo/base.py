@@ -48,10 +48,10 @@ class MemoryModule(StepModule):
         super().__init__(step_mode)
         self._memories = {}
 
-    def register_memory(self, name: str, initial: Any) -> None:
-        """Declare the state `name`, which is `initial` now and after each reset."""
-        self.set_reset_value(name, initial)
-        setattr(self, name, initial)
+    def register_memory(self, name: str, value: Any) -> None:
+        """Declare the state `name`, which is `value` now and after each reset."""
+        self.set_reset_value(name, value)
+        setattr(self, name, value)
 
     def set_reset_value(self, name: str, value: Any) -> None:
         """Let `reset` give the state `name` a copy of `value` from now on."""

@@ -1,0 +1,1 @@
+"""The classic constructors of spiking networks, over the builders of `snnzoo.models`."""
