@@ -27,6 +27,7 @@ def build(
     step_mode: str,
     *,
     pretrained: bool = False,
+    pretrained_arch: str | None = None,
     progress: bool = True,
     T: int | None = None,
     norm_layer: Callable[[int], nn.Module] | None = None,
@@ -40,6 +41,7 @@ def build(
         neuron: called with those of `kwargs` that are not the network's.
         step_mode: "s" or "m".
         pretrained: load torchvision's weights of the ANN with these shapes (IMAGENET1K_V1).
+        pretrained_arch: the ANN, if it is not called `arch`.
         progress: taken for the sake of classic code.
         T: how often a multi-step network is shown an input without time, `[N, C, H, W]`.
         norm_layer: called with a number of channels instead of `nn.BatchNorm2d`.
@@ -77,8 +79,7 @@ def build(
         net.T = T  # type: ignore[assignment]
         net.register_forward_pre_hook(_show_repeatedly)
     if pretrained:
-        ann = arch.removeprefix("sew_")
-        entry = manifest.find(ann, "IMAGENET1K_V1", registry.list_weights())
+        entry = manifest.find(pretrained_arch or arch, "IMAGENET1K_V1", registry.list_weights())
         factory.load_ann_weights(net, factory.weights_of(entry), entry.tag)
     return net
 

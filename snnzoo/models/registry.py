@@ -45,8 +45,8 @@ def _vgg(convolutions: tuple[int, ...], batch_norm: bool) -> ModelSpec:
     return ModelSpec("snnzoo.models.vgg", "VGG", arguments, 1000, "imagenet", description, data_free=False)
 
 
-def _sew(block: str, layers: tuple[int, ...], description: str, **kwargs: int) -> ModelSpec:
-    arguments = {"block": block, "layers": layers, **kwargs}
+def _sew(block: str, layers: tuple[int, ...], description: str) -> ModelSpec:
+    arguments = {"block": block, "layers": layers}
     return ModelSpec(
         "snnzoo.models.sew_resnet", "SEWResNet", arguments, 1000, "imagenet", description, convertible=False
     )
@@ -73,10 +73,6 @@ MODELS: dict[str, ModelSpec] = {
     "sew_resnet50": _sew("bottleneck", (3, 4, 6, 3), "SEW ResNet-50"),
     "sew_resnet101": _sew("bottleneck", (3, 4, 23, 3), "SEW ResNet-101"),
     "sew_resnet152": _sew("bottleneck", (3, 8, 36, 3), "SEW ResNet-152"),
-    "sew_resnext50_32x4d": _sew("bottleneck", (3, 4, 6, 3), "SEW ResNeXt-50 32x4d", groups=32, width_per_group=4),
-    "sew_resnext101_32x8d": _sew("bottleneck", (3, 4, 23, 3), "SEW ResNeXt-101 32x8d", groups=32, width_per_group=8),
-    "sew_wide_resnet50_2": _sew("bottleneck", (3, 4, 6, 3), "SEW Wide ResNet-50-2", width_per_group=128),
-    "sew_wide_resnet101_2": _sew("bottleneck", (3, 4, 23, 3), "SEW Wide ResNet-101-2", width_per_group=128),
 }
 
 
