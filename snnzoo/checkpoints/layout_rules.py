@@ -143,6 +143,11 @@ _CONTAINER = (  # the first of two rules for a module is how it is written
     *_same("fc{rest}"),
 )
 
+_HEADS = (
+    *(Rule(name, "fc") for name in ("head", "classifier", "fc", "linear", "last_linear")),
+    *(Rule(f"{name}.{{i}}{{rest}}", "fc.{i}{rest}") for name in ("head", "classifier", "fc")),
+)
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -159,6 +164,11 @@ LAYOUTS: dict[str, Layout] = {
             "MMPretrain (MMClassification) ResNets",
             (*_prefixed("backbone.", BODY), Rule("head.fc{rest}", "fc{rest}")),
             assumes="style is 'pytorch' in the config, the default",
+        ),
+        Layout(
+            "backbone",
+            "torchvision's names, often after `backbone.`, and the classifier as head, classifier or last_linear",
+            (*_prefixed("backbone.", BODY), *_HEADS, *BODY),
         ),
         Layout(
             "akamaster",
@@ -214,6 +224,7 @@ FOREIGN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"layer\d+\.\d+\.conv\d\.(conv|paths|attn|fc\d|radix)", "split or selective convolutions (ResNeSt, SKNet)"),
         (r"layer\d+\.\d+\.convs\.\d", "multi-scale blocks (Res2Net)"),
         (r"(^|\.)layer\d+\.\d+\.conv\d\.bias$", "biases in its convolutions (another family, or BN folded into them)"),
+        (r"(^|\.)(projection|prediction)_?head\.|(^|\.)(projector|predictor)\.", "a projection head (self-supervised)"),
         (r"(^|\.)attnpool\.", "attention pooling (CLIP)"),
         (r"layer\d+\.\d+\.downsample\.2\.weight$", "average-pooled shortcuts (ResNet-D)"),
     )

@@ -14,6 +14,7 @@ from snnzoo.checkpoints.wrapping import renamed, unwrap
 from snnzoo.errors import CheckpointError, first_few
 
 _CLASSIFIERS = ("fc.", "classifier.")
+_HEADS = (*_CLASSIFIERS, "head.", "decode_head.", "aux_classifier.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def _detect(state_dict: Mapping[str, Tensor], source: str, networks: Networks) -
     if best < len(state_dict) / 2:
         by_position = names_by_position(state_dict, networks)
         if by_position is not None:
+            _refuse_concatenated_pools(state_dict, by_position, source)
             return LAYOUTS["sequential"], by_position
         raise CheckpointError(
             f"{source}: its keys ({first_few(state_dict)}) are in no layout known ({', '.join(LAYOUTS)}), or it is no "
@@ -120,20 +122,42 @@ def _detect(state_dict: Mapping[str, Tensor], source: str, networks: Networks) -
     return LAYOUTS[first], known[first]
 
 
+def _refuse_concatenated_pools(state_dict: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
+    """Refuse fastai's usual head, of which the first layer has twice as many inputs as the last convolution outputs."""
+    width = next((value.shape[0] for value in reversed(state_dict.values()) if value.ndim == 4), 0)
+    head = next((value.shape[-1] for key, value in state_dict.items() if names[key].startswith("fc.")), width)
+    if head == 2 * width:
+        raise CheckpointError(
+            f"{source}: its head pools by average and by maximum together (fastai's AdaptiveConcatPool2d), which no "
+            "model of the zoo does: train it with concat_pool=False"
+        )
+
+
 def _refuse_foreign(state_dict: Mapping[str, Tensor], source: str) -> None:
     """Refuse what its keys show to be no torchvision ResNet, though many keys may be alike."""
-    for key in state_dict:
-        reason = next((reason for pattern, reason in FOREIGN if pattern.search(key)), None)
+    for key, value in state_dict.items():
+        named = (reason for pattern, reason in FOREIGN if pattern.search(key))
+        reason = _foreign_shape(key, value) or next(named, None)
         if reason:
             raise CheckpointError(
                 f"{source}: no torchvision ResNet: it has {reason}, see {key}; the zoo has no such model"
             )
 
 
+def _foreign_shape(key: str, value: Tensor) -> str | None:
+    if value.ndim == 5:
+        return "convolutions in three dimensions (a network for videos)"
+    if value.ndim == 4 and key.startswith(_HEADS):
+        return "a head of convolutions (segmentation, or a classifier without Linear layers)"
+    return None
+
+
 def _refuse_other_norms(state_dict: Mapping[str, Tensor], source: str) -> None:
     if "bn1.weight" in state_dict and not any(key.endswith(".running_mean") for key in state_dict):
         raise CheckpointError(
-            f"{source}: its normalisation keeps no running statistics (GroupNorm, LayerNorm): the zoo has BN only"
+            f"{source}: has no running_mean and running_var of its normalisation: either it was saved from "
+            "named_parameters(), which leaves buffers out (save net.state_dict() instead), or that is GroupNorm or "
+            "LayerNorm, which have none (the zoo has BN only)"
         )
 
 

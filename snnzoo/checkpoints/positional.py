@@ -26,9 +26,7 @@ def names_by_position(state_dict: Mapping[str, Tensor], networks: Networks) -> d
         for key in keys:
             path, _, leaf = key.rpartition(".")
             layers.setdefault(path, {})[leaf] = state_dict[key]
-        body = [path for path, tensors in layers.items() if not _is_classifier(tensors)]
-        if list(layers)[: len(body)] != body:
-            continue
+        body = _body(layers)
         own = _matching_paths([layers[path] for path in body], networks)
         if own is not None:
             names = dict(zip(body, own, strict=True)) | _classifier_paths([path for path in layers if path not in body])
@@ -41,8 +39,14 @@ def _numeric_order(key: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, _RANK.get(part, 99), part) for part in parts]
 
 
-def _is_classifier(tensors: Mapping[str, Tensor]) -> bool:
-    return "weight" in tensors and tensors["weight"].ndim == 2
+def _body(layers: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The paths up to the last convolution and the BN behind it."""
+    last = max((i for i, tensors in enumerate(layers.values()) if _is_convolution(tensors)), default=-2)
+    return list(layers)[: last + 2]
+
+
+def _is_convolution(tensors: Mapping[str, Tensor]) -> bool:
+    return "weight" in tensors and tensors["weight"].ndim == 4
 
 
 def _classifier_paths(paths: list[str]) -> dict[str, str]:

@@ -20,7 +20,8 @@ def _pruned(original: Tensor, mask: Tensor) -> Tensor:
 def _weight_normed(magnitude: Tensor, direction: Tensor) -> Tensor:
     """Each slice of the direction to its magnitude; the slices are along the dimensions in which that is not 1."""
     others = [dim for dim in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[dim] == 1]
-    return direction * (magnitude / direction.norm(dim=others, keepdim=True))
+    squares = direction.square()
+    return direction * (magnitude / (squares.sum(others, keepdim=True) if others else squares).sqrt())
 
 
 def _spectrally_normed(original: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -81,14 +81,15 @@ def _wrapper(content: Mapping[Any, Any], source: str, notes: list[str]) -> str |
         [key for key in keys if isinstance(content.get(key), Mapping) and _holds_tensors(content[key])]
         for keys in (WRAPPERS, EMA_WRAPPERS)
     )
-    found = plain or ema or [key for key, value in content.items() if _is_state_dict(key, value)]
+    others = [key for key, value in content.items() if key not in plain + ema and _is_state_dict(key, value)]
+    found = plain + (ema if not plain else []) + others
     if not found:
         return None
-    if not (plain or ema) and len(found) > 1:
-        raise CheckpointError(f"{source}: holds several state dicts ({first_few(found)}): save the one you mean alone")
+    if not (plain or ema) and len(others) > 1:
+        raise CheckpointError(f"{source}: holds several state dicts ({first_few(others)}): save the one you mean alone")
     if plain and ema:
         notes.append(f"took {found[0]!r}; the averaged weights in {ema[0]!r} were left out")
-    elif len(found) > 1:
+    if len(found) > 1:
         notes.append(f"took {found[0]!r}; {', '.join(map(repr, found[1:]))} was left out")
     return found[0]
 
