@@ -314,7 +314,7 @@ def test_other_architectures_are_refused_with_the_reason(key, reason, weights):
 
 def test_group_norm_is_refused():
     net = torchvision.models.resnet18(norm_layer=lambda channels: nn.GroupNorm(8, channels))
-    with pytest.raises(CheckpointError, match="no running_mean and running_var .*GroupNorm"):
+    with pytest.raises(CheckpointError, match=r"no running_mean and running_var .*GroupNorm"):
         read_layout(net.state_dict(), "f")
 
 

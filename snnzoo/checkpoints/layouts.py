@@ -124,7 +124,7 @@ def _detect(state_dict: Mapping[str, Tensor], source: str, networks: Networks) -
 
 def _refuse_concatenated_pools(state_dict: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
     """Refuse fastai's usual head, of which the first layer has twice as many inputs as the last convolution outputs."""
-    width = next((value.shape[0] for value in reversed(state_dict.values()) if value.ndim == 4), 0)
+    width = next((value.shape[0] for value in reversed(list(state_dict.values())) if value.ndim == 4), 0)
     head = next((value.shape[-1] for key, value in state_dict.items() if names[key].startswith("fc.")), width)
     if head == 2 * width:
         raise CheckpointError(
