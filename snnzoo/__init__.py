@@ -5,6 +5,7 @@ Names are imported when they are first used, so that `import snnzoo` does not im
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnzoo._version import __version__
@@ -62,6 +63,10 @@ __all__ = [
     "save",
     "surrogate",
 ]
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+if (_CHECKOUT / "cli" / "__main__.py").is_file() and (_CHECKOUT / "pyproject.toml").is_file():
+    __path__.append(str(_CHECKOUT))  # imported from the sources, where `snnzoo.cli` lies beside the package
 
 _ROOMS = (
     "checkpoints",

@@ -1,5 +1,6 @@
 """What `pip install` puts where."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,26 @@ def test_an_installed_wheel_reads_its_manifest_and_runs(wheel, tmp_path):
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert "CIFAR10" in done.stdout, done.stderr
+
+
+LAUNCHERS = {
+    "python -m snnzoo.cli": ["-m", "snnzoo.cli", "--version"],
+    "torchrun -m snnzoo.cli": ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "snnzoo.cli", "--version"],
+    "python -m pytest": ["-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "test_cli.py"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_inside_a_checkout_the_command_line_is_the_checkouts_own(launcher, tmp_path):
+    """Not that of an installed package, which need not be there, nor that of another checkout."""
+    for folder in ("snnzoo", "cli"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "cli" / "__init__.py").write_text('"""A copy."""\n\nprint("the copy")\n')
+    (tmp_path / "test_cli.py").write_text("import snnzoo.cli.main\n\ndef test():\n    pass\n")
+    done = subprocess.run([sys.executable, *LAUNCHERS[launcher]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the copy" in done.stdout
 
 
 def test_the_manifest_in_the_package_is_the_one_at_the_top():
