@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import re
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def test_only_the_command_line_imports_typer_and_rich():
     for name, source in modules().items():
         if not name.startswith("snnzoo.cli"):
             assert re.search(r"^\s*(from|import) (typer|rich)\b", source, re.MULTILINE) is None, name
+
+
+@pytest.mark.parametrize("package", ["", *(name for name, source in modules().items() if "= lazy_exports(" in source)])
+def test_what_a_package_exports_is_there_and_dir_names_it(package):
+    module = importlib.import_module(package or "snnzoo")
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_an_arrow_upwards_or_across_and_the_package_itself_are_seen_inside_functions_too():

@@ -57,6 +57,7 @@ def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
     result = run("convert", "resnet18", "--weights", "digits", "-T", "4")
     assert result.code == 0, result.err
     assert "wrote resnet18-snn.safetensors" in result.err
+    assert snnzoo.load("resnet18-snn.safetensors").conversion.classes == list("0123456789")  # the weights' own
     result = run("eval", "resnet18-snn.safetensors", "--data", "digits", "--limit", "200", "--json", "-")
     report = json.loads(result.out)
     assert set(report) == {
@@ -324,7 +325,9 @@ def test_the_number_of_classes_is_read_from_the_checkpoint_when_it_is_not_given(
         "--input-size", "32",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert snnzoo.load("resnet18-snn.safetensors").fc.out_features == 10
+    net = snnzoo.load("resnet18-snn.safetensors")
+    assert net.fc.out_features == 10
+    assert net.conversion.classes == list("0123456789")  # the folders of the calibration images
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_written(run, resnet18_pth, tmp_path):

@@ -277,6 +277,12 @@ def test_shards_add_up_to_the_whole(files, image_folder, monkeypatch):
         assert result == whole
 
 
+def test_several_threads_read_the_same_images(run, files, image_folder):
+    command = ("eval", files[0], "--data", image_folder, "--batch-size", "7", "--json", "-")
+    one, four = (json.loads(run(*command, *more)[1]) for more in ((), ("--workers", "4")))
+    assert counts(four) == counts(one)
+
+
 def test_torchrun_gives_the_same_to_the_digit_and_one_process_prints(run, files, image_folder):
     """30 images in batches of 4 on 2 processes: 4 batches each, the last of 2 images."""
     command = ("eval", files[0], "--data", image_folder, "--batch-size", "4", "--device", "cpu")
