@@ -17,6 +17,7 @@ class Act:
     status: int = 200
     body: bytes = CONTENT
     location: str | None = None
+    encoding: str | None = None
     framing: str = "length"  # how the body's end is told: "length", "chunked" or "close"
     ranges: bool = True  # whether it understands Range
     shift: int = 0  # begin that much later than asked for
@@ -49,6 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[first:]
         if act.location:
             self.send_header("Location", act.location)
+        if act.encoding:
+            self.send_header("Content-Encoding", act.encoding)
         if act.framing == "length":
             self.send_header("Content-Length", str(len(body)))
         elif act.framing == "chunked":

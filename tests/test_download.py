@@ -1,6 +1,7 @@
 """Downloads against an HTTP server that misbehaves on request, and the cache shared with torch.hub."""
 
 import contextlib
+import email
 import hashlib
 import io
 import json
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import urllib.response
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -209,11 +212,48 @@ def test_nobody_at_the_address_is_told_after_some_tries(entry, monkeypatch):
 
 @pytest.mark.parametrize("target", ["http://plain.example/a.pth", "ftp://plain.example/a.pth"])
 def test_https_never_leads_to_less(target, entry, monkeypatch):
-    opened = MagicMock(return_value=MagicMock(url=target))
-    monkeypatch.setattr(download, "_open", opened)
-    with pytest.raises(DownloadError, match=f"leads to {target}, which is not https"):
+    """At no step of a redirect, whatever the last one leads to."""
+
+    class Server(urllib.request.HTTPSHandler):
+        def https_open(self, request):
+            headers = email.message_from_string(f"Location: {target}")
+            response = urllib.response.addinfourl(io.BytesIO(), headers, request.full_url, 302)
+            response.msg = "Found"
+            return response
+
+    opener = urllib.request.build_opener
+    monkeypatch.setattr(urllib.request, "build_opener", lambda *handlers: opener(Server, *handlers))
+    with pytest.raises(DownloadError, match=f"leads to {target}, which is not https|HTTP 302 .* not allowed"):
         fetch(entry(url="https://safe.example/a.pth"))
-    assert opened.call_count == 1
+
+
+def test_a_server_that_cuts_a_step_later_each_time_or_drips_is_not_asked_without_end(server, entry, monkeypatch):
+    monkeypatch.setattr(download, "MAX_TRIES", 6)
+    server.acts = [Act(drop=1000 * i) for i in range(1, 200)]
+    with pytest.raises(DownloadError, match="the connection ended 6 times"):
+        fetch(entry())
+    assert len(server.requests) == 6
+    server.acts = [Act(drip=100)]
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(download, "SLOWEST", 1 << 20)
+    monkeypatch.setattr(download, "MAX_TRIES", 2)
+    with pytest.raises(DownloadError, match=r"comes with less than 1048576 bytes per second|ended 2 times"):
+        fetch(entry())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Act(body=b"  <!doctype html><html>log in</html>"), "it is a web page, not a checkpoint"),
+        (Act(body=b"\x1f\x8b" + CONTENT), "it is compressed by gzip, not a checkpoint"),
+        (Act(encoding="gzip"), r"the server sends it compressed \(gzip\)"),
+    ],
+)
+def test_without_a_hash_what_is_no_checkpoint_is_not_taken_for_one(answer, message, server, entry):
+    server.acts = [answer]
+    with pytest.raises(DownloadError, match=message):
+        fetch(entry(sha256=None, size=None))
+    assert "mine.pth" not in files()
 
 
 def test_a_full_disk_is_told_as_such(entry, server):

@@ -1,5 +1,7 @@
 """The weights manifest: what the loader refuses, whose entries count, and that torchvision agrees with ours."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -338,3 +340,47 @@ def test_names_are_found_in_any_case_and_unknown_ones_list_what_there_is():
         find("resnet50", "other", PACKAGED)
     with pytest.raises(UsageError, match=r"did you mean digits\?"):
         find("resnet18", "digit", PACKAGED)
+
+
+ODD = {
+    "a tag of Python": "- !!python/object/apply:os.system [touch canary]",
+    "a tag that does not fit": "- {model: !!int [1], name: !!float {}}",
+    "a set": "- !!set {a, b}",
+    "bytes": "- {model: !!binary aGk=}",
+    "an integer of 10,000 digits": f"- {{num_classes: {'9' * 10_000}}}",
+    "a hexadecimal one": f"- {{model: resnet18, num_classes: 0x{'F' * 10_000}}}",
+    "20,000 fields": "- {" + ", ".join(f"k{i}: 1" for i in range(20_000)) + "}",
+    "fields that merge fields": "\n".join(
+        ["- &a0 {x0: 1}", *(f"- &a{i} {{x{i}: 1, <<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12))]
+    ),
+    "aliases of aliases": "\n".join(
+        ["- &b0 [1]", *(f"- &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]" for i in range(1, 40))]
+    ),
+    "depth": "[" * 20_000,
+    "more than a manifest has": "# " + "x" * (1 << 19),
+    "a name of hundreds of characters": "- {model: resnet18, name: " + "n" * 300 + "}",
+    "a name of a download's own": "- {model: resnet18, name: a, layout: timm, num_classes: 1, preprocess: digits, "
+    "license: MIT, source: me, url: 'https://a.example/x.part'}",
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_manifest_is_one_line_soon(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text(ODD[case])
+    started = time.monotonic()
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    assert time.monotonic() - started < 60  # a hang, not a speed
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ManifestError, match="is a pipe, socket or device, expected a file"):
+            load_manifest(path)

@@ -27,10 +27,17 @@ from snnzoo.errors import SnnzooError
 from snnzoo.progress import Progress
 
 TRIES = 4  # in a row that bring the file no further
+MAX_TRIES = 200
+SLOWEST = 1024  # bytes per second, over SLOW_SECONDS
+SLOW_SECONDS = 60.0
 BACKOFF = 0.5  # seconds before the second try, doubled before each one after it
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18  # bytes
 MIB = 1 << 20
+MAX_SIZE = 1 << 36  # bytes of a file whose size is not known
+
+
+_MISTAKEN = {b"<": "a web page", b"\xef\xbb\xbf<": "a web page", b"\x1f\x8b": "compressed by gzip"}
 
 
 class DownloadError(SnnzooError):
@@ -131,7 +138,7 @@ def download(
 def _download(url: str, partial: Path, sha256: str | None, size: float | None, progress: Progress | None) -> None:
     """Make `partial` the whole file: try on as long as tries get further, then a few times more."""
     furthest = failures = 0
-    while True:
+    for _ in range(MAX_TRIES):
         if sha256 is None:
             partial.unlink(missing_ok=True)
         have = _length(partial)
@@ -152,6 +159,7 @@ def _download(url: str, partial: Path, sha256: str | None, size: float | None, p
                 raise
             # else it was begun when the server had another file: once more, from its first byte
         time.sleep(BACKOFF * 2 ** (failures - 1))
+    raise _Failure(f"the connection ended {MAX_TRIES} times", again=False)
 
 
 def _transfer(url: str, partial: Path, have: int, size: float | None, progress: Progress | None) -> None:
@@ -161,23 +169,37 @@ def _transfer(url: str, partial: Path, have: int, size: float | None, progress: 
         return
     low, high = _bounds(size)
     with response:
-        scheme = url.partition(":")[0]
-        if not response.url.startswith(scheme):  # http may lead to https, but neither to less
-            raise _Failure(f"it leads to {response.url}, which is not {scheme}", again=False)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":  # nothing was asked for but the file itself
+            raise _Failure(f"the server sends it compressed ({encoding})", again=False)
         if response.status != 206:
             have = 0  # no Range support: the whole file comes again
         expected = low
         if response.length is not None:
             expected = have + response.length
             _check_size(expected, size)
+        since, had = time.monotonic(), have
         with partial.open("ab" if have else "wb") as file:
             while have <= high and (chunk := _read(response)):
                 file.write(chunk)
                 have += len(chunk)
+                if (seconds := time.monotonic() - since) >= SLOW_SECONDS:
+                    if have - had < SLOWEST * seconds:
+                        raise _Failure(f"it comes with less than {SLOWEST} bytes per second", again=True)
+                    since, had = time.monotonic(), have
                 if progress:
                     progress(have, expected, f"downloading {partial.name.removesuffix('.part')}")
     if have < expected:
         raise _Failure(f"the connection ended after {have} of {expected} bytes", again=True)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows no step of a redirect that leads to less: http may lead to https, neither to anything else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(f"{req.type}:") and not newurl.startswith("https:"):
+            raise _Failure(f"it leads to {newurl}, which is not {req.type}", again=False)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(url: str, start: int) -> Any:
@@ -185,7 +207,8 @@ def _open(url: str, start: int) -> Any:
     headers = {"User-Agent": "snnzoo", **({"Range": f"bytes={start}-"} if start else {})}
     with _network():
         try:
-            return urllib.request.build_opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+            request = urllib.request.Request(url, headers=headers)
+            return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 416 and start:
@@ -248,7 +271,7 @@ def _run_builder(entry: WeightsEntry, path: Path, progress: Progress | None) -> 
 def _bounds(size: float | None) -> tuple[int, int]:
     """The fewest and the most bytes of a file of `size` MiB, a figure rounded to three decimals."""
     if size is None:
-        return 0, sys.maxsize
+        return 0, MAX_SIZE
     return math.floor((size - 0.0005) * MIB), math.ceil((size + 0.0005) * MIB)
 
 
@@ -260,6 +283,12 @@ def _check(path: Path, sha256: str | None, size: float | None) -> None:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if not actual.startswith(sha256):
             raise _Mismatch(f"its sha256 begins with {actual[: len(sha256)]}, expected {sha256}")
+        return
+    with path.open("rb") as file:
+        head = file.read(512).lstrip()
+    for start, what in _MISTAKEN.items():
+        if head.startswith(start):
+            raise _Mismatch(f"it is {what}, not a checkpoint")
 
 
 def _check_size(length: int, size: float | None) -> None:
@@ -267,7 +296,7 @@ def _check_size(length: int, size: float | None) -> None:
     if not length:
         raise _Mismatch("the file is empty")
     if length > high:
-        raise _Mismatch(f"the file is larger than the expected {size} MiB")
+        raise _Mismatch(f"the file is larger than the expected {size if size is not None else MAX_SIZE / MIB:g} MiB")
     if length < low:
         raise _Mismatch(f"the file has {length} bytes, expected {size} MiB")
 

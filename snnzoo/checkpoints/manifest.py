@@ -24,6 +24,8 @@ from snnzoo.data.preprocess import PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError, suggestion
 
 FILE_NAME = "weights_manifest.yaml"
+MAX_SIZE = 1 << 19  # bytes of a manifest
+MAX_FIELDS = 1000  # of a mapping in it
 BUILDERS = ("digits",)
 RENAMED = {"recipe": "builder"}  # fields that had another name
 
@@ -75,7 +77,13 @@ def load_manifest(path: Path | None = None) -> tuple[WeightsEntry, ...]:
     if path is None:
         return _package_manifest()
     try:
-        return _parse(path.read_text("utf-8"), str(path))
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise ManifestError(f"{path}: is a pipe, socket or device, expected a file")
+        with path.open("rb") as file:
+            text = file.read(MAX_SIZE + 1)
+        if len(text) > MAX_SIZE:
+            raise ManifestError(f"{path}: is larger than {MAX_SIZE:,} bytes, more than a manifest has")
+        return _parse(text.decode(), str(path))
     except OSError as error:
         raise ManifestError(f"{path}: cannot read the manifest: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -132,19 +140,26 @@ class _Loader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key for key, _ in node.value if key.id == "scalar"] if node.id == "mapping" else []
-        for i, key in enumerate(keys):
-            if key.value in (other.value for other in keys[:i]):
+        seen = set()
+        for key, _ in node.value if node.id == "mapping" else ():
+            if key.id == "scalar" and key.value in seen:
                 problem = f"field {shown(key.value)} is given twice"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value if key.id == "scalar" else None)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_FIELDS:  # mappings that merge others, which merge others ...
+            problem = f"a mapping has more than {MAX_FIELDS} fields"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
 def _parse(text: str, origin: str) -> tuple[WeightsEntry, ...]:
     """The entries of a manifest's text; no tag and no model's default may come twice."""
     try:
         items = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-13-45
+    except Exception as error:  # a date such as 2020-13-45, a tag that does not fit: PyYAML's constructors raise many
         reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ManifestError(f"{origin}: not valid YAML: {reason}") from None
     if items is None:  # nothing but comments
@@ -181,7 +196,7 @@ def _is_percentage(value: Any) -> bool:
 
 
 def _is_url(value: Any) -> bool:
-    if not matches(r"https?://[!-~]+")(value):
+    if not matches(r"https?://[!-~]{1,2000}")(value):
         return False
     try:
         parts = urlsplit(value)
@@ -190,12 +205,14 @@ def _is_url(value: Any) -> bool:
         return False
 
 
-_is_filename = matches(r"(?!\.)[\w.+%=@,~ -]{1,200}")
+_is_filename = matches(r"(?!\.)(?!.*\.(?i:part|lock)$)[\w.+%=@,~ -]{1,200}")  # those are a download's own
 _LAYOUTS_TEXT, _BUILDERS_TEXT = ", ".join(LAYOUTS), ", ".join(BUILDERS)
 
 _ENTRY = {
-    "model": Field("the name of a model", matches(r"\w+"), required=True),
-    "name": Field("letters, digits, '_', '-', '+' and '.', not DEFAULT", matches(r"(?!(?i:default)$)\w[\w.+-]*"), True),
+    "model": Field("the name of a model", matches(r"\w{1,64}"), required=True),
+    "name": Field(
+        "letters, digits, '_', '-', '+' and '.', not DEFAULT", matches(r"(?!(?i:default)$)\w[\w.+-]{0,63}"), True
+    ),
     "layout": Field(f"one of {_LAYOUTS_TEXT}", tuple(LAYOUTS).__contains__, required=True),
     "num_classes": Field("a whole number of at least 1", is_count, required=True),
     "preprocess": Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,12 +55,15 @@ def shown(value: Any) -> str:
     """A value as it stands in a message, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 100
-    return printable(short.repr(value))
+    try:
+        return printable(short.repr(value))
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Whether it is a finite number, which a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_count(value: Any, most: float = math.inf) -> bool:
