@@ -50,7 +50,7 @@ def remap(
     from snnzoo.checkpoints.layouts import from_torchvision
     from snnzoo.recognition import read_layout
 
-    found = read_layout(read_checkpoint(file), str(file), layout)
+    found = read_layout(read_checkpoint(file), str(file), layout, file)
     notes = list(found.notes)
     state_dict = found.state_dict
     neurons = [key for key in state_dict if is_neuron_key(key) and writable_layout(to).from_torchvision(key) is None]

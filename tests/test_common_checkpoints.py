@@ -192,3 +192,33 @@ def test_weights_in_parts_are_put_together_as_torch_computes_with_them(change, t
     plain.load_state_dict(found.state_dict, strict=True)
     assert parametrize.is_parametrized(net) or not torch.equal(plain(x), NET.double()(x))
     torch.testing.assert_close(plain(x), expected, rtol=0, atol=1e-9)
+
+
+def hugging_face(folder, **settings):
+    """A folder as transformers saves a network in."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(num_labels=10, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], **settings)
+    transformers.ResNetForImageClassification(config).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_the_config_of_hugging_face_is_read_not_assumed(layer_type, tmp_path):
+    file = hugging_face(tmp_path, layer_type=layer_type)
+    assert read_layout(read_checkpoint(file), str(file), None, file).notes == ()
+    (tmp_path / "config.json").write_text("no JSON")
+    assert "assumed that" in read_layout(read_checkpoint(file), str(file), None, file).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"downsample_in_first_stage": True}, "a stride in layer1"),
+        ({"downsample_in_bottleneck": True}, r"ResNet v1"),
+    ],
+)
+def test_a_network_of_hugging_face_that_computes_something_else_is_refused(settings, text, tmp_path):
+    file = hugging_face(tmp_path, **settings)
+    with pytest.raises(CheckpointError, match=text):
+        read_layout(read_checkpoint(file), str(file), None, file)

@@ -158,7 +158,7 @@ class AnnSource:
         from snnzoo.recognition.reading import read_layout
 
         assert self.checkpoint is not None
-        found = read_layout(read_checkpoint(self.checkpoint), self.title, self.layout)
+        found = read_layout(read_checkpoint(self.checkpoint), self.title, self.layout, self.checkpoint)
         if found.layout.differs and self.layout is None:
             raise CheckpointError(
                 f"{self.title}: layout {found.layout.name}: {found.layout.differs}, so that the converted network "

@@ -83,7 +83,7 @@ def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str
     if ours and layout is None:
         layout = "spikingjelly"  # torchvision's names and neurons' parameters
     try:
-        found = read_layout(content, str(path), layout)
+        found = read_layout(content, str(path), layout, path)
     except CheckpointError as error:
         return {"layout": {"error": str(error).removeprefix(f"{path}: ")}, **report, "neuron_parameters": []}
     report["layout"] = {
