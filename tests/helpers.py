@@ -14,6 +14,18 @@ NEURONS = {
     "LIF soft": functools.partial(neuron.LIFNode, v_reset=None),
 }
 
+# Recipes of every coding, with the options of some: what tests of converted networks run through.
+RECIPES = {
+    "rate, max": ("rate", {"threshold": "max"}),
+    "rate, 99.9 percentile": ("rate", {"threshold": "percentile"}),
+    "delta, ternary": ("delta", {"levels": 1, "gamma": 0.7}),
+    "delta, K=3": ("delta", {"levels": 3, "gamma": 0.5}),
+    "delta, K=7": ("delta", {"levels": 7, "gamma": 0.4}),
+    "differential": ("differential", {}),
+    "signed": ("signed", {}),
+    "data-free": ("delta", {"levels": 7}),
+}
+
 
 def shake_batch_norm(net, seed=0):
     """Random BN statistics and affine parameters, so that no term is left out by being 0 or 1."""

@@ -10,24 +10,13 @@ from safetensors import safe_open
 from torch import nn
 
 import snnzoo
-from helpers import assert_converted_patterns_agree, shake_batch_norm
+from helpers import RECIPES, assert_converted_patterns_agree, shake_batch_norm
 from snnzoo import functional
 from snnzoo.conversion import calibration, codings, convert_ann, data_free, load_with_ann, neurons, recipes
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.data import digits
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
 from snnzoo.models.factory import build_ann
-
-RECIPES = {
-    "rate, max": ("rate", {"threshold": "max"}),
-    "rate, 99.9 percentile": ("rate", {"threshold": "percentile"}),
-    "delta, ternary": ("delta", {"levels": 1, "gamma": 0.7}),
-    "delta, K=3": ("delta", {"levels": 3, "gamma": 0.5}),
-    "delta, K=7": ("delta", {"levels": 7, "gamma": 0.4}),
-    "differential": ("differential", {}),
-    "signed": ("signed", {}),
-    "data-free": ("delta", {"levels": 7}),
-}
 
 
 def converted(source, images, recipe, **arguments):
@@ -48,15 +37,23 @@ def images():
     return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("name", "recipe"),
-    [*(("resnet20", recipe) for recipe in RECIPES), ("resnet18", "delta, K=3"), ("resnext50_32x4d", "rate, max")],
-)
+# Each family of models with some recipes, and the first with all.
+FAMILIES = {
+    "resnet20": ({}, RECIPES),
+    "resnet18": ({}, ["delta, K=3"]),
+    "resnext50_32x4d": ({}, ["rate, max"]),
+    "vgg11": ({"hidden_features": 48}, ["delta, K=3", "rate, max"]),
+    "vgg11_bn": ({"hidden_features": 48}, ["delta, K=3", "differential", "rate, max", "signed"]),
+}
+
+
+@pytest.mark.parametrize(("name", "recipe"), [(name, r) for name, (_, recipes) in FAMILIES.items() for r in recipes])
 def test_a_converted_networks_two_patterns_agree_for_static_and_changing_input(name, recipe, images):
     torch.manual_seed(0)
-    source = shake_batch_norm(snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", num_classes=4)).double()
-    net = converted(source, images, recipe, time_steps=4)
-    for x_seq in (images.expand(5, *images.shape), torch.randn(5, 2, 3, 32, 32, dtype=torch.float64)):
+    ann = snnzoo.create_model(name, neuron=nn.ReLU, step_mode="s", num_classes=4, **FAMILIES[name][0])
+    net = converted(shake_batch_norm(ann).double(), images, recipe, time_steps=4)
+    few = images[:2]
+    for x_seq in (few.expand(5, *few.shape), torch.randn(5, 2, 3, 32, 32, dtype=torch.float64)):
         assert_converted_patterns_agree(net, x_seq)
 
 
