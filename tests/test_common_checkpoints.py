@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from snnzoo.checkpoints.files import read_checkpoint
+from snnzoo.checkpoints.stored_in_parts import put_together
 from snnzoo.errors import CheckpointError
 from snnzoo.recognition import identify
 from snnzoo.recognition.reading import read_layout
@@ -192,6 +193,22 @@ def test_weights_in_parts_are_put_together_as_torch_computes_with_them(change, t
     plain.load_state_dict(found.state_dict, strict=True)
     assert parametrize.is_parametrized(net) or not torch.equal(plain(x), NET.double()(x))
     torch.testing.assert_close(plain(x), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"a.weight_orig": torch.ones(1 << 20, 1), "a.weight_mask": torch.ones(1, 1 << 20)},
+        {"a.weight_g": torch.ones(1, 1 << 20), "a.weight_v": torch.ones(1 << 20, 1)},
+        {"a.weight_g": torch.ones(3), "a.weight_v": torch.ones(3, 4)},
+        {"a.weight_orig": torch.ones(2, 3), "a.weight_u": torch.ones(2, 2), "a.weight_v": torch.ones(3)},
+        {"a.weight_orig": torch.ones(2, 3)},
+    ],
+)
+def test_parts_that_do_not_fit_each_other_stay_as_they_are(parts):
+    notes = []
+    assert put_together(dict(parts), notes).keys() == parts.keys()
+    assert not notes
 
 
 def hugging_face(folder, **settings):

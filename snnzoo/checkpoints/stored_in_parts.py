@@ -14,11 +14,14 @@ from snnzoo.errors import first_few
 
 
 def _pruned(original: Tensor, mask: Tensor) -> Tensor:
+    _require(mask.shape == original.shape)
     return original * mask.to(original.dtype)
 
 
 def _weight_normed(magnitude: Tensor, direction: Tensor) -> Tensor:
     """Each slice of the direction to its magnitude; the slices are along the dimensions in which that is not 1."""
+    _require(magnitude.ndim in (0, direction.ndim))
+    _require(all(size in (1, whole) for size, whole in zip(magnitude.shape, direction.shape, strict=False)))
     others = [dim for dim in range(direction.ndim) if magnitude.ndim == 0 or magnitude.shape[dim] == 1]
     squares = direction.square()
     return direction * (magnitude / (squares.sum(others, keepdim=True) if others else squares).sqrt())
@@ -26,7 +29,15 @@ def _weight_normed(magnitude: Tensor, direction: Tensor) -> Tensor:
 
 def _spectrally_normed(original: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Divided by its largest singular value, as the last step of training found it; along the first dimension."""
-    return original / (u @ (original.flatten(1) @ v))
+    matrix = original.flatten(1)
+    _require((*u.shape, *v.shape) == matrix.shape)
+    return original / (u @ (matrix @ v))
+
+
+def _require(fits: bool) -> None:
+    """Refuse parts whose shapes are others, before anything of their product's size is allocated."""
+    if not fits:
+        raise ValueError
 
 
 _FORMS: tuple[tuple[tuple[str, ...], str, Callable[..., Tensor]], ...] = (
@@ -53,24 +64,21 @@ def put_together(state_dict: dict[str, Tensor], notes: list[str]) -> dict[str, T
         notes: gets a line on what was put together.
     """
     for parts, what, combine in _FORMS:
-        made: list[str] = []
-        for first in list(state_dict):
+        whole: dict[str, tuple[str, Tensor]] = {}  # by the key of the first part
+        others: set[str] = set()
+        for first in state_dict:
             path, name = _owner(first, parts[0])
             keys = [path + part.format(name=name) for part in parts]
             if name is None or not all(key in state_dict for key in keys):
                 continue
             try:
-                weight = combine(*(state_dict[key].detach() for key in keys))
-            except (RuntimeError, IndexError):  # shapes that are no such parts
+                whole[first] = f"{path}{name}", combine(*(state_dict[key].detach() for key in keys))
+            except (ValueError, IndexError, RuntimeError):  # shapes or types that are no such parts
                 continue
-            made.append(f"{path}{name}")
-            state_dict = {
-                f"{path}{name}" if key == keys[0] else key: weight if key == keys[0] else value
-                for key, value in state_dict.items()
-                if key not in keys[1:]
-            }
-        if made:
-            notes.append(f"put together {first_few(made)}: {what}")
+            others.update(keys[1:])
+        if whole:
+            notes.append(f"put together {first_few(name for name, _ in whole.values())}: {what}")
+            state_dict = dict(whole.get(key, (key, value)) for key, value in state_dict.items() if key not in others)
     return state_dict
 
 
