@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnzoo.checkpoints.files import read_checkpoint, sha256_of
+import snnzoo
+from snnzoo.checkpoints.files import sha256_of
 from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion import convert_ann
 from snnzoo.conversion.recipes import make_recipe
@@ -32,8 +33,6 @@ from snnzoo.data.datasets import calibration_images, labelled_data, limited
 from snnzoo.data.preprocess import override, preset
 from snnzoo.inference import prepare_for_inference
 from snnzoo.models.base import SpikingNet
-from snnzoo.models.factory import build_ann
-from snnzoo.recognition import identify, read_layout
 
 OURS: dict[str, tuple[str, dict[str, Any], int | None, tuple[int, ...]]] = {
     "delta, K=7": ("delta", {"levels": 7}, 4, (4,)),
@@ -151,10 +150,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace) -> tuple[SpikingNet, Tensor, Tensor, Tensor]:
     """The ANN, calibration images, test images and their labels."""
     settings = override(preset("cifar10"), args.size)
-    state_dict = read_layout(read_checkpoint(args.checkpoint), str(args.checkpoint)).state_dict
-    found, kwargs = identify(state_dict, str(args.checkpoint))
-    assert found == args.model, f"{args.checkpoint} holds a {found}"
-    ann = build_ann(args.model, state_dict, str(args.checkpoint), **kwargs)
+    ann = snnzoo.load_ann(args.model, checkpoint=args.checkpoint)
     images = calibration_images(str(args.data / "train"), settings, args.calib)
     data = limited(labelled_data(str(args.data / "test"), settings, None, 10), args.limit)
     samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
