@@ -61,14 +61,14 @@ DebugOption = Annotated[
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console; it follows NO_COLOR, and is plain where the stream is not a terminal."""
+    """Return a rich console; it follows NO_COLOR, and is plain where the stream is not a terminal."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     from rich.text import Text
 
     with contextlib.suppress(OSError):  # nobody to tell
@@ -77,7 +77,7 @@ def print_error(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bars(quiet: bool) -> Iterator[Progress]:
-    """A callback (done, total, "task: detail") that draws one bar a task, on a terminal only."""
+    """Yield a callback (done, total, "task: detail") that draws one bar a task, on a terminal only."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     target = console(stderr=True)
@@ -101,7 +101,7 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
 
 
 def say(message: str, quiet: bool) -> None:
-    """A message for people, on standard error, so that standard output stays the result."""
+    """Print a message for people, on standard error, so that standard output stays the result."""
     if not quiet:
         with contextlib.suppress(OSError):  # nobody to tell
             console(stderr=True).print(printable(message), markup=False)
@@ -142,7 +142,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """A UsageError that lists the choices, unless `value` is one."""
+    """Raise a UsageError that lists the choices, unless `value` is one."""
     if value not in choices:
         raise UsageError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
 
@@ -156,14 +156,14 @@ def check_device_and_dtype(device: str, dtype: str) -> None:
 
 
 def check_installed(option: str, modules: tuple[str, ...], extra: str) -> None:
-    """A UsageError that says what to install, unless all `modules` are there."""
+    """Raise a UsageError that says what to install, unless all `modules` are there."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{option} needs {' and '.join(missing)}: pip install 'snnzoo[{extra}]'")
 
 
 def torch_device(name: str, index: int = 0) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one. `index` is that of a GPU, if none is named."""
+    """Return the device of that name; "auto" is CUDA where there is one. `index` is that of a GPU, if none is named."""
     import torch
 
     if name == "auto":
@@ -174,7 +174,7 @@ def torch_device(name: str, index: int = 0) -> torch.device:
 
 
 def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`"0.5,0.5,0.5"` as numbers."""
+    """Return `"0.5,0.5,0.5"` as numbers."""
     if text is None:
         return None
     try:
@@ -184,7 +184,7 @@ def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def parse_time_steps(text: str) -> list[int]:
-    """`"1,2,4"` as numbers, each at least 1."""
+    """Return `"1,2,4"` as numbers, each at least 1."""
     try:
         steps = [int(part) for part in text.split(",")]
     except ValueError:

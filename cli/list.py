@@ -41,7 +41,7 @@ def list_command(
 
 
 def describe_model(name: str, entries: Iterable[WeightsEntry]) -> dict[str, Any]:
-    """A model and its weights, for --json."""
+    """Return a model and its weights, for --json."""
     spec = model_spec(name)
     return {
         "name": name,
@@ -53,7 +53,7 @@ def describe_model(name: str, entries: Iterable[WeightsEntry]) -> dict[str, Any]
 
 
 def describe_weights(entry: WeightsEntry) -> dict[str, Any]:
-    """A weights set, for --json: the fields of the manifest, and where its file is or would be."""
+    """Return a weights set, for --json: the fields of the manifest, and where its file is or would be."""
     return {
         "tag": entry.tag,
         "model": entry.model,
@@ -76,7 +76,7 @@ def describe_weights(entry: WeightsEntry) -> dict[str, Any]:
 
 
 def weights_table(entries: Iterable[WeightsEntry], names: Iterable[str]) -> Table:
-    """One row a weights set, models in the order of `names`; a model without weights has a row too."""
+    """Return a table, one row a weights set, models in the order of `names`; a model without weights has a row too."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -31,7 +31,7 @@ GRADED = " Spikes are graded: they carry several levels, and cost an accumulatio
 
 
 def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
-    """One row a number of time steps, each beside the ANN."""
+    """Return a table, one row a number of time steps, each beside the ANN."""
     caption = f"{GAPS}{ENERGY}; ANN {result.ann['energy_uj']:.1f} µJ.{GRADED if graded else ''}"
     table = _table(title, caption, HEADINGS)
     ann = f"{100 * result.ann['top1']:.2f}"
@@ -41,7 +41,7 @@ def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
 
 
 def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title: str) -> Table:
-    """The rows of several networks, one below the other, each below its ANN's."""
+    """Return a table, the rows of several networks, one below the other, each below its ANN's."""
     from rich.text import Text
 
     labels = [label_of(file, [path for path, *_ in measured]) for file, *_ in measured]
@@ -89,7 +89,7 @@ def _rows(result: Evaluation) -> list[list[str]]:
 
 
 def choice_table(choice: dict[str, Any]) -> Table:
-    """One row a candidate for time steps and levels."""
+    """Return a table, one row a candidate for time steps and levels."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -108,7 +108,7 @@ def choice_table(choice: dict[str, Any]) -> Table:
 
 
 def layer_table(layers: list[dict[str, Any]]) -> Table:
-    """One row a layer of neurons, as calibration left it."""
+    """Return a table, one row a layer of neurons, as calibration left it."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

@@ -57,7 +57,7 @@ class _Mismatch(Exception):
 
 
 def cache_dir() -> Path:
-    """torch.hub's checkpoint folder, found without importing torch."""
+    """Return torch.hub's checkpoint folder, found without importing torch."""
     hub = sys.modules.get("torch.hub")
     if hub is not None:
         return Path(hub.get_dir()) / "checkpoints"
@@ -67,7 +67,7 @@ def cache_dir() -> Path:
 
 
 def cache_path(entry: WeightsEntry) -> Path:
-    """Where the file of `entry` is, or would be put."""
+    """Return where the file of `entry` is, or would be put."""
     return cache_dir() / entry.filename
 
 
@@ -77,7 +77,7 @@ def is_cached(entry: WeightsEntry) -> bool:
 
 
 def fetch(entry: WeightsEntry, progress: Progress | None = None) -> Path:
-    """The file of a manifest entry: cached, downloaded or made now. Its size and hash are right.
+    """Return the file of a manifest entry: cached, downloaded or made now. Its size and hash are right.
 
     Processes that want the same file at once do the work once: the others wait for the first.
 

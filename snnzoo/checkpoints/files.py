@@ -46,13 +46,13 @@ _MISTAKEN = {  # what users download or keep under a checkpoint's name
 
 
 def sha256_of(path: Path) -> str:
-    """The hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds: its tensors on the CPU, in the dicts and beside the plain values that it has.
+    """Return what a checkpoint holds: its tensors on the CPU, in the dicts and beside the plain values that it has.
 
     Reads .safetensors, .pt, .pth, .th, .bin and .ckpt files, in all formats that torch.save has had, and the shards
     of a model.safetensors.index.json or pytorch_model.bin.index.json. Pickled files are gone through without
@@ -79,7 +79,7 @@ def read_with_metadata(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def file_format(path: Path) -> str:
-    """Which of `FORMATS` a file is in, by its first bytes.
+    """Return which of `FORMATS` a file is in, by its first bytes.
 
     Raises:
         CheckpointError: if it is in none, or no file.
@@ -127,7 +127,7 @@ def _read_shard(path: Path) -> Mapping[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, mapped from the file, and the metadata of a safetensors file.
+    """Return the tensors, mapped from the file, and the metadata of a safetensors file.
 
     Raises:
         CheckpointError: if it is not a valid one.

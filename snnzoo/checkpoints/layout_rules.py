@@ -29,11 +29,11 @@ class Rule:
     ours: str
 
     def to_torchvision(self, key: str) -> str | None:
-        """Their key as torchvision's, None if the rule is not for it."""
+        """Return their key as torchvision's, None if the rule is not for it."""
         return _translate(key, self._patterns[0], self.theirs, self.ours)
 
     def from_torchvision(self, key: str) -> str | None:
-        """torchvision's key as theirs, None if the rule is not for it."""
+        """Return torchvision's key as theirs, None if the rule is not for it."""
         return _translate(key, self._patterns[1], self.ours, self.theirs)
 
     @cached_property
@@ -111,11 +111,11 @@ class Layout:
     differs: str | None = None
 
     def to_torchvision(self, key: str) -> str | None:
-        """torchvision's name for `key`, None if the layout has no such key."""
+        """Return torchvision's name for `key`, None if the layout has no such key."""
         return next((name for rule in self.rules if (name := rule.to_torchvision(key)) is not None), None)
 
     def from_torchvision(self, key: str) -> str | None:
-        """The layout's name for torchvision's `key`, None if it has none."""
+        """Return the layout's name for torchvision's `key`, None if it has none."""
         return next((name for rule in self.rules if (name := rule.from_torchvision(key)) is not None), None)
 
 
@@ -232,7 +232,7 @@ FOREIGN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def layout_named(name: str) -> Layout:
-    """The layout of that name; a UsageError with the names there are if there is none."""
+    """Return the layout of that name; a UsageError with the names there are if there is none."""
     if name not in LAYOUTS:
         raise UsageError(
             f"unknown layout {name!r}: {suggestion(name, LAYOUTS, 'expected one of ' + ', '.join(LAYOUTS))}"

@@ -162,7 +162,7 @@ def _refuse_other_norms(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], layout: str, source: str = "state dict") -> dict[str, Tensor]:
-    """A state dict in torchvision's keys in another layout, the inverse of `translate`.
+    """Return a state dict in torchvision's keys in another layout, the inverse of `translate`.
 
     Raises:
         UsageError: if there is no such layout, or it can only be read.
@@ -211,7 +211,7 @@ def check_fits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], sour
 
 
 def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Keys missing, keys unexpected, and a text on each tensor of another shape; without neurons' parameters."""
+    """Return keys missing, keys unexpected, and a text on each tensor of another shape; without neurons' parameters."""
     missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in given if key not in expected]
     mismatched = [

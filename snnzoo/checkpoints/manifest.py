@@ -64,12 +64,12 @@ class WeightsEntry:
 
 
 def config_file() -> Path:
-    """The user's own manifest: `$XDG_CONFIG_HOME/snnzoo/weights_manifest.yaml`, by default in `~/.config`."""
+    """Return the user's own manifest: `$XDG_CONFIG_HOME/snnzoo/weights_manifest.yaml`, by default in `~/.config`."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "snnzoo" / FILE_NAME
 
 
 def load_manifest(path: Path | None = None) -> tuple[WeightsEntry, ...]:
-    """The entries of one manifest file, by default the one in the package.
+    """Return the entries of one manifest file, by default the one in the package.
 
     Raises:
         ManifestError: if the file cannot be read, or it or an entry is malformed.
@@ -91,7 +91,7 @@ def load_manifest(path: Path | None = None) -> tuple[WeightsEntry, ...]:
 
 
 def all_entries(extra: Path | None = None) -> tuple[WeightsEntry, ...]:
-    """The package's entries, with those of the user's config folder and of the file `extra` over them.
+    """Return the package's entries, with those of the user's config folder and of the file `extra` over them.
 
     A later entry replaces one of the same tag, and a later `default` that of the same model.
 
@@ -111,7 +111,7 @@ def all_entries(extra: Path | None = None) -> tuple[WeightsEntry, ...]:
 
 
 def find(model: str, name: str, entries: Iterable[WeightsEntry] | None = None) -> WeightsEntry:
-    """The entry of `model` called `name` (in any case), or its default for "DEFAULT".
+    """Return the entry of `model` called `name` (in any case), or its default for "DEFAULT".
 
     Args:
         entries: where to look; `all_entries()` if None.

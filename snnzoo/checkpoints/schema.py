@@ -52,7 +52,7 @@ def check(
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message, however long or deep it is."""
+    """Return a value as it stands in a message, however long or deep it is."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 100
     try:

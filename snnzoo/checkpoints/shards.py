@@ -16,7 +16,7 @@ MAX_SHARDS = 1000
 
 
 def read_sharded(index: Path, read: Callable[[Path], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that an index names, out of the files beside it.
+    """Return the tensors that an index names, out of the files beside it.
 
     Args:
         index: a model.safetensors.index.json or pytorch_model.bin.index.json.

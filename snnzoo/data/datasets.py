@@ -65,7 +65,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 def files_data(
     files: list[Path], labels: list[int], preprocess: Preprocess | None, max_pixels: int = MAX_PIXELS
 ) -> ImageFiles | FrameFiles:
-    """Images or frames from files, all of one kind; frames are not preprocessed.
+    """Return images or frames from files, all of one kind; frames are not preprocessed.
 
     Raises:
         UsageError: for images without a preprocessing.
@@ -78,7 +78,7 @@ def files_data(
 
 
 def labelled_tensors(samples: Tensor, labels: Tensor) -> TensorDataset:
-    """A data set of images `[N, C, H, W]`, or of frames `[T, N, C, H, W]`, and their labels `[N]`."""
+    """Return a data set of images `[N, C, H, W]`, or of frames `[T, N, C, H, W]`, and their labels `[N]`."""
     return TensorDataset(samples.transpose(0, 1) if samples.ndim == 5 else samples, labels)
 
 
@@ -89,7 +89,7 @@ def labelled_data(
     num_classes: int,
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:  # type: ignore[type-arg]
-    """The data set `name`: "digits" (held-out part), or a folder in ImageFolder layout, of images or of frames.
+    """Return the data set `name`: "digits" (held-out part), or a folder in ImageFolder layout, of images or of frames.
 
     Args:
         preprocess: of images; None if the network was made for frames.
@@ -125,7 +125,7 @@ def _for_digits(preprocess: Preprocess | None) -> Preprocess:
 
 
 def limited(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:  # type: ignore[type-arg]
-    """A random subset of `limit` samples, the same for the same seed; all of them if None."""
+    """Return a random subset of `limit` samples, the same for the same seed; all of them if None."""
     if limit is None or limit >= len(data):  # type: ignore[arg-type]
         return data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def calibration_images(
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
 ) -> Tensor:
-    """`samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
+    """Return `samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
 
     Of a folder of frames, `[N, T, C, H, W]`.
 

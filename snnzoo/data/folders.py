@@ -67,7 +67,7 @@ def file_version(file: Path) -> list[str | int]:
 
 
 def list_samples(folder: Path) -> list[Path]:
-    """All image files below `folder`, or all files of frames, sorted.
+    """Return all image files below `folder`, or all files of frames, sorted.
 
     Raises:
         UsageError: if there are none, or both kinds.
@@ -87,7 +87,7 @@ def list_samples(folder: Path) -> list[Path]:
 
 
 def check_class_folders(folder: Path) -> list[str]:
-    """The class names of a folder in ImageFolder layout.
+    """Return the class names of a folder in ImageFolder layout.
 
     Raises:
         UsageError: saying what is wrong, if it is not one.

@@ -24,7 +24,7 @@ _HOW = f"write it with numpy.savez({KEY}=...)"
 
 
 def read_frames(path: Path) -> Tensor:
-    """The frames in a file, float32 `[T, C, H, W]`. Pickled objects in it are not read.
+    """Return the frames in a file, float32 `[T, C, H, W]`. Pickled objects in it are not read.
 
     Raises:
         UnreadableSample: naming the file, if it is damaged, or holds no such array of finite numbers.

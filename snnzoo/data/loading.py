@@ -24,7 +24,7 @@ def batches(
     pin_memory: bool = False,
     leave_out: Callable[[UnreadableSample], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images `[N, C, H, W]` and labels `[N]`, in the order of `data`; the last batch may be smaller.
+    """Yield images `[N, C, H, W]` and labels `[N]`, in the order of `data`; the last batch may be smaller.
 
     Args:
         workers: threads that read. With more than one, `data` must be safe to read from several.

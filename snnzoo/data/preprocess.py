@@ -54,7 +54,7 @@ class Preprocess:
         return {**fields, "mean": list(self.mean), "std": list(self.std)}
 
     def transform(self) -> Callable[[Image], Tensor]:
-        """A torchvision transform: RGB image to float32 `[C, crop, crop]`."""
+        """Return a torchvision transform: RGB image to float32 `[C, crop, crop]`."""
         from torchvision import transforms
 
         return transforms.Compose(
@@ -78,7 +78,7 @@ PRESETS = {
 
 
 def preset(name: str) -> Preprocess:
-    """The preset called `name`; a UsageError that lists them if there is none."""
+    """Return the preset called `name`; a UsageError that lists them if there is none."""
     if name not in PRESETS:
         known = ", ".join(PRESETS)
         raise UsageError(f"unknown preprocess {name!r}: {suggestion(name, PRESETS, '')} (known: {known})")
@@ -91,7 +91,7 @@ def override(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Preprocess:
-    """`base` with what the user gave: `input_size` sets crop, and resize in the same proportion."""
+    """Return `base` with what the user gave: `input_size` sets crop, and resize in the same proportion."""
     if input_size is not None:
         if input_size < 1:
             raise UsageError(f"--input-size must be at least 1 pixel, got {input_size}")

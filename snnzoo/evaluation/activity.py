@@ -37,23 +37,23 @@ class Activity:
         return max((len(counts) for counts in self.events.values()), default=0)
 
     def events_per_neuron_step(self, time_steps: int) -> float:
-        """Mean number of events of a neuron in a step, over the first `time_steps`."""
+        """Return the mean number of events of a neuron in a step, over the first `time_steps`."""
         total = sum(sum(counts[:time_steps]) for counts in self.events.values())
         return total / (self.images * sum(self.neurons.values()) * time_steps)
 
     def synaptic_operations(self, time_steps: int) -> float:
-        """Synaptic operations of one image in the first `time_steps`."""
+        """Return the synaptic operations of one image in the first `time_steps`."""
         return sum(sum(counts[:time_steps]) for counts in self.operations.values()) / self.images
 
     def event_rates(self) -> dict[str, list[float]]:
-        """For each site, the share of its neurons that send an event, at each t."""
+        """Return for each site the share of its neurons that send an event, at each t."""
         return {
             site: [count / (self.images * self.neurons[site]) for count in counts]
             for site, counts in self.events.items()
         }
 
     def dense_operations(self, *, analog_only: bool = False) -> int:
-        """Multiply-accumulates of one image in one step if every input counts; of the analog layers only."""
+        """Return the multiply-accumulates of one image in one step if every input counts; of the analog layers only."""
         return sum(count for name, count in self.dense.items() if not (analog_only and name in self.operations))
 
     def add(self, other: Activity) -> None:
@@ -141,7 +141,7 @@ class ActivityMeter:
 
 
 def fan_out(layer: nn.Module, input_shape: Iterable[int], output_shape: Iterable[int]) -> Tensor:
-    """How many outputs each input of a convolution or linear layer reaches.
+    """Return how many outputs each input of a convolution or linear layer reaches.
 
     Args:
         layer: `nn.Conv2d` with zero padding, or `nn.Linear`.

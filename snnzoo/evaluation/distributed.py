@@ -36,7 +36,7 @@ class Rank:
         return self.rank == 0
 
     def gather(self, tally: Tally) -> Tally:
-        """What all processes counted, in each of them."""
+        """Return what all processes counted, in each of them."""
         if self.world_size == 1:
             return tally
         import torch.distributed as dist
@@ -46,7 +46,7 @@ class Rank:
         return reduce(lambda a, b: a.plus(b), tallies)
 
     def first_says(self, value: bool) -> bool:
-        """What `value` is in the first process, in each of them."""
+        """Return what `value` is in the first process, in each of them."""
         if self.world_size == 1:
             return value
         import torch.distributed as dist

@@ -14,12 +14,12 @@ PJ_PER_MULTIPLY_ACCUMULATE = 4.6
 
 
 def ann_energy(activity: Activity) -> float:
-    """Microjoules of one image in the ANN: every layer multiplies and accumulates, whatever its inputs."""
+    """Return the microjoules of one image in the ANN: every layer multiplies and accumulates, whatever its inputs."""
     return activity.dense_operations() * PJ_PER_MULTIPLY_ACCUMULATE * 1e-6
 
 
 def snn_energy(activity: Activity, time_steps: int, event_bits: int = 1) -> float:
-    """Microjoules of one image in the spiking network, in the first `time_steps`.
+    """Return the microjoules of one image in the spiking network, in the first `time_steps`.
 
     The layers that see analog values multiply and accumulate once: the first one, since the image does not
     change, and the classifier. Each synaptic operation accumulates; that of a graded event once for each of

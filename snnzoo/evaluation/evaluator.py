@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_time_steps(time_steps: Sequence[int]) -> list[int]:
-    """Sorted, without repeats; a UsageError if one is below 1 or there are none."""
+    """Return the steps sorted, without repeats; a UsageError if one is below 1 or there are none."""
     if not time_steps or min(time_steps) < 1:
         raise UsageError(f"time steps must be at least 1, got {list(time_steps)}")
     return sorted(set(time_steps))

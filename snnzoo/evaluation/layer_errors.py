@@ -16,7 +16,7 @@ from snnzoo.models.base import SpikingNet
 
 
 def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]) -> dict[str, list[float]]:
-    """The squared error of each neuron site, decoded after several T, over the mean square of the ANN's activation.
+    """Return each neuron site's squared error, decoded after several T, over the mean square of the ANN's activation.
 
     Every site's error holds what those before it have brought in. One step is run at a time, so that memory does
     not grow with T.

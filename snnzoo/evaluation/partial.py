@@ -47,7 +47,7 @@ class PartialCounts:
         self._kept = True
 
     def load(self) -> tuple[Tally, int] | None:
-        """The counts, and the number of batches in them; None if there are none, or they are damaged."""
+        """Return the counts, and the number of batches in them; None if there are none, or they are damaged."""
         try:
             checksum, _, text = self.path.read_text("utf-8").partition("\n")
             if checksum != _sha256(text):
@@ -72,7 +72,7 @@ class PartialCounts:
         self._written = time.monotonic()
 
     def delete(self) -> None:
-        """The evaluation is finished, and its results are where they belong."""
+        """Delete the counts: the evaluation is finished, and its results are where they belong."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 

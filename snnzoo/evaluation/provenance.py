@@ -15,7 +15,7 @@ Facts = dict[str, dict[str, str]]
 
 
 def facts_of(conversion: Conversion, evaluation: Mapping[str, str]) -> Facts:
-    """What a report lists below its figures.
+    """Return what a report lists below its figures.
 
     Args:
         evaluation: settings of the evaluation: data, device ...

@@ -56,7 +56,7 @@ class Evaluation:
     left_out: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; the confusion matrix is left out."""
+        """Return plain values, ready for JSON; the confusion matrix is left out."""
         values = asdict(self)
         del values["classes"], values["confusion"]
         return values

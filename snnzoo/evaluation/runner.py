@@ -31,7 +31,7 @@ class BatchLimit:
         self.size, self.notify = size, notify
 
     def run(self, function: Callable[[Tensor], Result], images: Tensor) -> list[Result]:
-        """What `function` gives for each part of `images [N, ...]`, in order.
+        """Return what `function` gives for each part of `images [N, ...]`, in order.
 
         Raises:
             SnnzooError: if not even one image fits.
@@ -106,7 +106,7 @@ class Runner:
 
     @torch.inference_mode()
     def images_per_second(self, images: Tensor, time_steps: int) -> float:
-        """Speed of the readout after `time_steps`, on one batch, after one run that warms up."""
+        """Return the speed of the readout after `time_steps`, on one batch, after one run that warms up."""
 
         def seconds(part: Tensor) -> float:
             part = part.to(self.device, self.dtype)

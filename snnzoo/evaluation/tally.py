@@ -60,7 +60,7 @@ class Tally:
         self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
 
     def plus(self, other: Tally) -> Tally:
-        """What both counted, on different images."""
+        """Return what both counted, on different images."""
         activity = copy.deepcopy(self.activity)
         activity.add(other.activity)
         return Tally(
@@ -76,7 +76,7 @@ class Tally:
         )
 
     def evaluation(self, event_bits: int = 1) -> Evaluation:
-        """The counts as rates; `event_bits` is that of the coding."""
+        """Return the counts as rates; `event_bits` is that of the coding."""
         images, activity = self.images, self.activity
         results = []
         for row, (t, speed) in enumerate(zip(self.time_steps, self.speeds, strict=True)):
@@ -108,7 +108,7 @@ class Tally:
         return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             "time_steps": self.time_steps,
             "classes": self.classes,
@@ -123,7 +123,7 @@ class Tally:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tally:
-        """The inverse of `to_dict`."""
+        """Rebuild what `to_dict` gave."""
         made = {
             "ann_hits": torch.tensor(values["ann_hits"]),
             "hits": torch.tensor(values["hits"]),

@@ -45,7 +45,7 @@ class SpikingNet(SpikingModule):
         raise NotImplementedError
 
     def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What runs one after the other up to the last neuron: the stem, named "", and the blocks by their names.
+        """Return what runs in turn up to the last neuron: the stem, named "", and the blocks by their names.
 
         The neurons of a segment are the modules directly in the one of its name.
         """
@@ -60,7 +60,7 @@ class SpikingNet(SpikingModule):
         return self.stateless(x, self.fc)
 
     def channels_of(self, site: str) -> int:
-        """Channels of the neuron called `site`: those of the BN before it."""
+        """Return the channels of the neuron called `site`: those of the BN before it."""
         parent, _, last = site.rpartition(".")
         bn: Any = self.get_submodule(f"{parent}.bn{last.removeprefix('sn')}".lstrip("."))
         return bn.num_features

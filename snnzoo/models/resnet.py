@@ -18,12 +18,12 @@ from snnzoo.models.base import NeuronFactory, SpikingModule, SpikingNet
 
 
 def conv3x3(in_planes: int, out_planes: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """3x3 convolution without bias that keeps the size at stride 1."""
+    """Return a 3x3 convolution without bias that keeps the size at stride 1."""
     return nn.Conv2d(in_planes, out_planes, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(in_planes: int, out_planes: int, stride: int = 1) -> nn.Conv2d:
-    """1x1 convolution without bias."""
+    """Return a 1x1 convolution without bias."""
     return nn.Conv2d(in_planes, out_planes, 1, stride, bias=False)
 
 
@@ -95,7 +95,7 @@ class Bottleneck(SpikingModule):
 
 
 def projection(in_planes: int, out_planes: int, stride: int) -> nn.Sequential:
-    """The shortcut with weights: a 1x1 convolution and its BN; keys `downsample.0`, `downsample.1`."""
+    """Return the shortcut with weights: a 1x1 convolution and its BN; keys `downsample.0`, `downsample.1`."""
     return nn.Sequential(conv1x1(in_planes, out_planes, stride), nn.BatchNorm2d(out_planes))
 
 
@@ -108,7 +108,7 @@ def make_stage(
     stride: int,
     shortcut: Callable[[int, int, int], nn.Module] = projection,
 ) -> nn.Sequential:
-    """`blocks` blocks of one width; the first one takes the stride, and a `shortcut` where shapes change."""
+    """Return `blocks` blocks of one width; the first one takes the stride, and a `shortcut` where shapes change."""
     changes = stride != 1 or in_planes != out_planes
     downsample = shortcut(in_planes, out_planes, stride) if changes else None
     stage = nn.Sequential(block(in_planes, planes, stride, downsample))

@@ -19,7 +19,7 @@ Connect = Callable[[Tensor, Tensor], Tensor]
 
 
 def iand(out: Tensor, identity: Tensor) -> Tensor:
-    """`identity and not out`, of spikes."""
+    """Return `identity and not out`, of spikes."""
     return identity * (1 - out)
 
 
@@ -70,7 +70,7 @@ class SEWBottleneck(Bottleneck):
 
 
 def shortcut(block: SEWBasicBlock | SEWBottleneck, x: Tensor) -> Tensor:
-    """The block's input, or where shapes change the spikes of its projection."""
+    """Return the block's input, or where shapes change the spikes of its projection."""
     if block.downsample is None or block.downsample_sn is None:
         return x
     return block.downsample_sn(block.stateless(x, block.downsample))

@@ -82,7 +82,7 @@ class VGG(SpikingNet):
         self.initialise(step_mode)
 
     def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The layers up to each neuron, named by their `Activation`."""
+        """Return the layers up to each neuron, named by their `Activation`."""
         segments: dict[str, Callable[[Tensor], Tensor]] = {}
         for unit in self._units():
             (place,) = (i for i in unit if isinstance(self.features[i], Activation))
@@ -94,7 +94,7 @@ class VGG(SpikingNet):
         return self.stateless(self.readout(self.classifier[5](x)), self.classifier[6])
 
     def channels_of(self, site: str) -> int:
-        """Channels of the neuron called `site`: those of the layer before it."""
+        """Return the channels of the neuron called `site`: those of the layer before it."""
         stage, place, _ = site.split(".")
         before: Any = self.get_submodule(f"{stage}.{int(place) - 1}")
         return before.weight.shape[0]
