@@ -32,18 +32,18 @@ import torch
 from torch import Tensor
 
 import snnzoo
-from snnzoo import ops
+from snnzoo import codings, ops
 from snnzoo.checkpoints.output import atomic_output
 from snnzoo.ops import backends
 
 RESULTS = Path(__file__).parent / "results"
-CODINGS: dict[str, ops.Coding] = {
-    "if soft": ops.IF(None),
-    "if hard": ops.IF(0.0),
-    "lif hard": ops.LIF(0.0, reciprocal_tau=0.5),
-    "signed": ops.Signed(),
-    "differential": ops.Differential(8),
-    "delta": ops.Delta(7, 0.5),
+CODINGS: dict[str, codings.Coding] = {
+    "if soft": codings.IF(None),
+    "if hard": codings.IF(0.0),
+    "lif hard": codings.LIF(0.0, reciprocal_tau=0.5),
+    "signed": codings.Signed(),
+    "differential": codings.Differential(8),
+    "delta": codings.Delta(7, 0.5),
 }
 PEER_IMPLEMENTATIONS = ("triton", "torch", "cuda")  # "cuda": native kernels, from a source build; CuPy is gone in 2.0.0
 CHANNELS, SIZE = 64, 56
@@ -87,12 +87,12 @@ def cases(options: argparse.Namespace, device: str) -> Iterator[Case]:
     for direction in options.directions:
         for dtype in options.dtypes or (["float32", "float16"] if device == "cuda" else ["float32"]):
             for coding in options.codings:
-                if direction == "backward" and not isinstance(CODINGS[coding], ops.IF):
+                if direction == "backward" and not isinstance(CODINGS[coding], codings.IF):
                     continue
                 for layout in options.layouts:
                     for residual in (False, True):
                         for time_steps in options.time_steps:
-                            converted = not isinstance(CODINGS[coding], ops.IF)
+                            converted = not isinstance(CODINGS[coding], codings.IF)
                             yield Case(direction, coding, dtype, layout, time_steps, residual, converted, elements)
 
 
@@ -134,7 +134,7 @@ def forward_contenders(case: Case, device: str, compiled: bool) -> tuple[dict[st
         arguments |= {
             "v_threshold": torch.linspace(0.2, 0.9, CHANNELS, device=device),
             "bias": torch.linspace(-0.1, 0.1, CHANNELS, device=device),
-            "payload": True,
+            "scaled": True,
         }
     out = torch.empty_like(x)
     contenders = copy_of(case.bytes_moved(x), device)

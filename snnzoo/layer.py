@@ -162,22 +162,22 @@ class Readout(MemoryModule):
     Args:
         kind: "mean" (rate coding) or "sum" (differential codings).
         step_mode: "s" or "m".
-        lead: how often the input of the step itself is added to the sum: what it changes goes on changing.
+        extrapolation: how often the input of the step itself is added to the sum: what it changes goes on changing.
 
     Raises:
-        ValueError: if `kind` is neither, a mean has a lead, or the state held does not fit the input.
+        ValueError: if `kind` is neither, a mean is to be extrapolated, or the state held does not fit the input.
     """
 
     total: Tensor | None
     t: int
 
-    def __init__(self, kind: str, step_mode: str = "s", lead: float = 0.0) -> None:
+    def __init__(self, kind: str, step_mode: str = "s", extrapolation: float = 0.0) -> None:
         super().__init__(step_mode)
         if kind not in ("mean", "sum"):
             raise ValueError(f"kind must be 'mean' or 'sum', got {kind!r}")
-        if lead and kind == "mean":
-            raise ValueError(f"only a sum has a lead, got {lead} with a mean")
-        self.kind, self.lead = kind, lead
+        if extrapolation and kind == "mean":
+            raise ValueError(f"only a sum is extrapolated, got {extrapolation} with a mean")
+        self.kind, self.extrapolation = kind, extrapolation
         self.register_memory("total", None)
         self.register_memory("t", 0)
 
@@ -192,13 +192,13 @@ class Readout(MemoryModule):
         self.t += len(x_seq)
         if self.kind == "mean":
             totals = totals / steps.view(-1, *[1] * (x_seq.ndim - 1))
-        if self.lead:
-            totals = totals + self.lead * x_seq
+        if self.extrapolation:
+            totals = totals + self.extrapolation * x_seq
         return totals if self.step_mode == "m" else totals[0]
 
     def extra_repr(self) -> str:
-        lead = f", lead={self.lead}" if self.lead else ""
-        return f"kind={self.kind!r}, step_mode={self.step_mode!r}{lead}"
+        extrapolation = f", extrapolation={self.extrapolation}" if self.extrapolation else ""
+        return f"kind={self.kind!r}, step_mode={self.step_mode!r}{extrapolation}"
 
 
 class TemporalConv(StepModule):

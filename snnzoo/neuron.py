@@ -1,7 +1,7 @@
-"""Spiking neurons, single-step and multi-step. The equations are in `snnzoo.ops.reference`.
+"""Spiking neurons, single-step and multi-step. The equations are in `snnzoo.codings`.
 
 The classic neurons, for training: `IFNode`, `LIFNode`, `ParametricLIFNode`, with the names, defaults and numbers of
-SpikingJelly 0.0.0.0.12. Those of converted networks are in `snnzoo.conversion.neurons`.
+SpikingJelly 0.0.0.0.12. Those of converted networks are in `snnzoo.converted_node`.
 
 Every neuron maps `[N, ...]` to `[N, ...]` (`step_mode="s"`) or `[T, N, ...]` to `[T, N, ...]`
 (`step_mode="m"`), keeps its state until `functional.reset_net`, and computes in float32 when its
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from snnzoo import ops, surrogate
 from snnzoo.base import MemoryModule
+from snnzoo.codings import IF, LIF, Coding
+from snnzoo.codings.integrate_and_fire import charge_if, charge_lif, reset
 from snnzoo.errors import UsageError
-from snnzoo.ops import reference
+from snnzoo.ops.reference import channel_view
 
 __all__ = [
     "BaseNode",
@@ -106,7 +108,7 @@ class ThresholdNode(MemoryModule):
         return self.multi_step(x)
 
     @property
-    def coding(self) -> ops.Coding:
+    def coding(self) -> Coding:
         """What the neuron does, for `ops.multi_step_neuron`."""
         raise NotImplementedError
 
@@ -123,7 +125,7 @@ class ThresholdNode(MemoryModule):
         assert result.sequence is not None
         return result.sequence
 
-    def _held_state(self, coding: ops.Coding, x_seq: Tensor) -> tuple[Tensor, ...] | None:
+    def _held_state(self, coding: Coding, x_seq: Tensor) -> tuple[Tensor, ...] | None:
         """The state of an earlier call, None after a reset."""
         held = tuple(getattr(self, name) for name in coding.state)
         if not all(isinstance(part, Tensor) for part in held):
@@ -227,7 +229,7 @@ class BaseNode(ThresholdNode):
         """Take `self.v` back where `spike [N, ...]` is 1."""
         v = self.v
         assert isinstance(v, Tensor)
-        self.v = reference.reset(v, spike, self._threshold_of(v), self._v_reset, self.detach_reset)
+        self.v = reset(v, spike, self._threshold_of(v), self._v_reset, self.detach_reset)
 
     def multi_step(self, x_seq: Tensor) -> Tensor:
         v_before = self.v
@@ -277,7 +279,7 @@ class BaseNode(ThresholdNode):
     def _threshold_of(self, v: Tensor) -> float | Tensor:
         theta = self.v_threshold
         per_channel = isinstance(theta, Tensor) and theta.ndim == 1 and v.ndim > 1
-        return reference.channel_view(theta, v) if per_channel else theta
+        return channel_view(theta, v) if per_channel else theta
 
     def _operator_takes_threshold(self, x_seq: Tensor) -> bool:
         theta = self.v_threshold
@@ -305,7 +307,7 @@ class BaseNode(ThresholdNode):
             return 0.0
         return self.v_reset
 
-    def _held_state(self, coding: ops.Coding, x_seq: Tensor) -> tuple[Tensor, ...] | None:
+    def _held_state(self, coding: Coding, x_seq: Tensor) -> tuple[Tensor, ...] | None:
         v, like = self.v, x_seq[0]
         if not isinstance(v, Tensor):
             if v == self._memories["v"] == (self.v_reset or 0.0):
@@ -316,11 +318,11 @@ class BaseNode(ThresholdNode):
         return super()._held_state(coding, x_seq)
 
     @property
-    def coding(self) -> ops.Coding:
-        return ops.IF(**self._settings(None))
+    def coding(self) -> Coding:
+        return IF(**self._settings(None))
 
     def _settings(self, known: Callable[..., Tensor] | None) -> dict[str, Any]:
-        """Of `ops.IF`; a subclass that replaces the `known` charge, which the operator has, brings its own."""
+        """Of `codings.IF`; a subclass that replaces the `known` charge, which the operator has, brings its own."""
         if self.has_own_equations:
             raise UsageError(
                 f"{type(self).__name__} replaces a step of the classic neuron, which only the network itself can run: "
@@ -362,11 +364,11 @@ class IFNode(BaseNode):
         self.cupy_fp32_inference = _flag("cupy_fp32_inference", cupy_fp32_inference)
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return reference.charge_if(v, x)
+        return charge_if(v, x)
 
     @property
-    def coding(self) -> ops.Coding:
-        return ops.IF(**self._settings(IFNode.charge))
+    def coding(self) -> Coding:
+        return IF(**self._settings(IFNode.charge))
 
 
 def _flag(name: str, value: bool) -> bool:
@@ -414,14 +416,12 @@ class LIFNode(BaseNode):
         self.cupy_fp32_inference = _flag("cupy_fp32_inference", cupy_fp32_inference)
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        return reference.charge_lif(
-            v, x, reciprocal_tau=1 / self.tau, v_reset=self.v_reset, decay_input=self.decay_input
-        )
+        return charge_lif(v, x, reciprocal_tau=1 / self.tau, v_reset=self.v_reset, decay_input=self.decay_input)
 
     @property
-    def coding(self) -> ops.Coding:
+    def coding(self) -> Coding:
         settings = self._settings(LIFNode.charge)
-        return ops.LIF(**settings, reciprocal_tau=1 / self.tau, decay_input=self.decay_input)
+        return LIF(**settings, reciprocal_tau=1 / self.tau, decay_input=self.decay_input)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
@@ -461,14 +461,12 @@ class ParametricLIFNode(BaseNode):
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         reciprocal_tau = self.w.sigmoid().to(v.dtype)
-        return reference.charge_lif(
-            v, x, reciprocal_tau=reciprocal_tau, v_reset=self.v_reset, decay_input=self.decay_input
-        )
+        return charge_lif(v, x, reciprocal_tau=reciprocal_tau, v_reset=self.v_reset, decay_input=self.decay_input)
 
     @property
-    def coding(self) -> ops.Coding:
+    def coding(self) -> Coding:
         settings = self._settings(ParametricLIFNode.charge)
-        return ops.LIF(**settings, reciprocal_tau=self.w.sigmoid(), decay_input=self.decay_input)
+        return LIF(**settings, reciprocal_tau=self.w.sigmoid(), decay_input=self.decay_input)
 
     def extra_repr(self) -> str:
         return f"tau={1 / self.w.sigmoid().item():.4g}, decay_input={self.decay_input}, {super().extra_repr()}"

@@ -8,7 +8,7 @@ from torch import nn
 
 import snnzoo
 from snnzoo import functional
-from snnzoo.conversion.codings import DeltaCoding, DifferentialCoding, RateCoding, SignedCoding
+from snnzoo.codings import Delta, Differential, Rate, Signed
 from snnzoo.evaluation.activity import Activity, ActivityMeter, fan_out
 from snnzoo.evaluation.energy import ann_energy, snn_energy
 from snnzoo.models.base import SpikingNet
@@ -183,9 +183,9 @@ def test_energy_is_the_operations_times_their_price():
 
 
 def test_bits_of_an_event_are_those_of_its_size():
-    assert [DeltaCoding(levels).event_bits for levels in (1, 2, 3, 4, 7, 8)] == [1, 2, 2, 3, 3, 4]
-    assert [DifferentialCoding(levels).event_bits for levels in (1, 2, 4, 5, 8)] == [1, 1, 2, 3, 3]
-    assert (RateCoding().event_bits, SignedCoding().event_bits) == (1, 1)
+    assert [Delta(levels).event_bits for levels in (1, 2, 3, 4, 7, 8)] == [1, 2, 2, 3, 3, 4]
+    assert [Differential(levels).event_bits for levels in (1, 2, 4, 5, 8)] == [1, 1, 2, 3, 3]
+    assert (Rate().event_bits, Signed().event_bits) == (1, 1)
 
 
 def test_a_resnet18_has_the_multiply_accumulates_that_are_published():

@@ -9,8 +9,8 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import functional
-from snnzoo.conversion import choice, codings
+from snnzoo import codings, functional
+from snnzoo.conversion import choice
 from snnzoo.errors import UsageError
 from snnzoo.models.factory import build_ann
 
@@ -31,7 +31,7 @@ def choose_among(ann, images, monkeypatch, agreements, tolerance=0.5):
     """`choose`, where the candidate (T, K) agrees on so many of the held-back images."""
     judged = []
 
-    def logits(ann, coding, parameters, some, time_steps, batch_size):
+    def logits(ann, coding, parameters, some, time_steps, batch_size, extrapolation=0.0):
         judged.append(some)
         n = len(some)
         right = round(n * agreements.get((time_steps, coding.levels), 0))
@@ -48,13 +48,13 @@ def choose_among(ann, images, monkeypatch, agreements, tolerance=0.5):
 
 def test_the_fewest_steps_win_and_then_the_smallest_levels(ann, images, monkeypatch):
     found = choose_among(ann, images, monkeypatch, {(2, 7): 1, (2, 3): 1, (4, 7): 1, (4, 1): 1})
-    assert (found.time_steps, found.recipe.levels, found.within) == (2, 3, True)
+    assert (found.time_steps, found.recipe.coding.levels, found.within) == (2, 3, True)
     assert [(c.time_steps, c.levels) for c in found.candidates] == [(1, 7), (2, 7), (2, 1), (2, 3)]
 
 
 def test_the_largest_levels_are_kept_where_no_fewer_do(ann, images, monkeypatch):
     found = choose_among(ann, images, monkeypatch, {(4, 7): 1})
-    assert (found.time_steps, found.recipe.levels) == (4, 7)
+    assert (found.time_steps, found.recipe.coding.levels) == (4, 7)
 
 
 def test_tolerance_is_in_percentage_points_of_agreement(ann, images, monkeypatch):
@@ -64,7 +64,7 @@ def test_tolerance_is_in_percentage_points_of_agreement(ann, images, monkeypatch
 
 def test_the_closest_is_taken_and_marked_where_none_is_within_the_tolerance(ann, images, monkeypatch):
     found = choose_among(ann, images, monkeypatch, {(4, 7): 1 / 2, (8, 7): 5 / 6, (16, 7): 2 / 3})
-    assert (found.time_steps, found.recipe.levels, found.within) == (8, 7, False)
+    assert (found.time_steps, found.recipe.coding.levels, found.within) == (8, 7, False)
     assert [c.time_steps for c in found.candidates] == list(choice.TIME_STEPS)
 
 
@@ -75,48 +75,48 @@ def test_measured_agreement_and_events_are_those_of_the_candidates(ann, images):
     assert 0 < found.chosen.events <= found.time_steps
 
 
-def fitted_lead(monkeypatch, expected, actual, coding=None):
-    """What `with_lead` finds where the logits are these."""
+def fitted(monkeypatch, expected, actual, coding=None):
+    """What `fit_extrapolation` finds where the logits are these."""
     monkeypatch.setattr(choice, "both_logits", lambda *_: (expected, actual))
-    return choice.with_lead(None, coding or codings.DeltaCoding(), {}, None, len(actual), 1)
+    return choice.fit_extrapolation(None, coding or codings.Delta(), {}, None, len(actual), 1)
 
 
-def test_the_lead_is_how_often_the_last_change_is_still_lacking(monkeypatch):
+def test_the_extrapolation_is_how_often_the_last_change_is_still_lacking(monkeypatch):
     logits = torch.randn(3, 8, 10, dtype=torch.float64)
     expected = logits[-1] + 0.4 * (logits[-1] - logits[-2])
-    coding, error = fitted_lead(monkeypatch, expected, logits)
-    assert coding.lead == 0.4
+    extrapolation, error = fitted(monkeypatch, expected, logits)
+    assert extrapolation == 0.4
     assert error == pytest.approx(0, abs=1e-6)
 
 
-def test_a_lead_never_goes_back_nor_beyond_its_limit(monkeypatch):
+def test_an_extrapolation_never_goes_back_nor_beyond_its_limit(monkeypatch):
     logits = torch.randn(3, 8, 10)
     change = logits[-1] - logits[-2]
-    assert fitted_lead(monkeypatch, logits[-1] - change, logits)[0].lead == 0
-    assert fitted_lead(monkeypatch, logits[-1] + 9 * change, logits)[0].lead == choice.MOST_LEAD
+    assert fitted(monkeypatch, logits[-1] - change, logits)[0] == 0
+    assert fitted(monkeypatch, logits[-1] + 9 * change, logits)[0] == choice.MOST_EXTRAPOLATION
 
 
-def test_there_is_no_lead_of_one_step_nor_of_other_codings(monkeypatch):
+def test_there_is_no_extrapolation_of_one_step_nor_of_other_codings(monkeypatch):
     logits = torch.randn(2, 8, 10)
-    assert fitted_lead(monkeypatch, logits[1], logits[:1])[0] == codings.DeltaCoding()
-    rate, error = fitted_lead(monkeypatch, logits[0], logits, codings.RateCoding())
-    assert rate == codings.RateCoding()
+    assert fitted(monkeypatch, logits[1], logits[:1])[0] == 0
+    extrapolation, error = fitted(monkeypatch, logits[0], logits, codings.Rate())
+    assert extrapolation == 0
     assert error == pytest.approx((logits[0] - logits[1]).square().mean().item())
 
 
-def test_the_fitted_lead_brings_a_converted_network_closer_to_its_ann():
+def test_the_fitted_extrapolation_brings_a_converted_network_closer_to_its_ann():
     torch.manual_seed(0)
     ann = shake_batch_norm(snnzoo.create_model("resnet56", neuron=nn.ReLU, step_mode="s", num_classes=5)).eval()
     images = torch.randn(32, 3, 16, 16)
     net = snnzoo.convert(ann, images, levels=1, gamma=0.7, time_steps=6)
-    assert 0 < net.conversion.coding.lead <= choice.MOST_LEAD
-    assert net.readout.lead == net.conversion.coding.lead
+    assert 0 < net.conversion.extrapolation <= choice.MOST_EXTRAPOLATION
+    assert net.readout.extrapolation == net.conversion.extrapolation
     with torch.inference_mode():
         x = torch.randn(16, 3, 16, 16)
         expected, x_seq = ann(x), x.expand(6, *x.shape)
         leading = net(x_seq)[-1]
         functional.reset_net(net)
-        net.readout.lead = 0.0
+        net.readout.extrapolation = 0.0
         plain = net(x_seq)[-1]
     assert (leading - expected).square().mean() < (plain - expected).square().mean()
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import snnzoo
 from helpers import RECIPES, assert_converted_patterns_agree, shake_batch_norm
-from snnzoo import functional
-from snnzoo.conversion import calibration, codings, convert_ann, data_free, load_with_ann, neurons, recipes
+from snnzoo import codings, functional
+from snnzoo.conversion import calibration, convert_ann, data_free, load_with_ann, recipes, sites
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.data import digits
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
@@ -79,11 +79,11 @@ def test_every_neuron_is_replaced_and_no_ann_tensor_changes(ann, images):
     net = snnzoo.convert(ann, images)
     state = net.state_dict()
     assert all(torch.equal(state[key], value) for key, value in ann.state_dict().items())
-    sites = codings.neuron_sites(net)
-    assert len(sites) == 17
-    assert all(isinstance(net.get_submodule(site), neurons.DeltaNode) for site in sites)
+    names = sites.neuron_sites(net)
+    assert len(names) == 17
+    assert all(isinstance(net.get_submodule(name).coding, codings.Delta) for name in names)
     extra = {key for key in state if key not in ann.state_dict()}
-    assert extra == {f"{site}.{name}" for site in sites for name in ("v_threshold", "bias", "offset")}
+    assert extra == {f"{site}.{name}" for site in names for name in ("v_threshold", "bias", "offset")}
 
 
 def test_max_thresholds_are_the_largest_activation_of_each_channel(ann, images):
@@ -306,7 +306,7 @@ def test_calibration_takes_upstream_errors_out_and_reports_every_layer():
     images = torch.randn(16, 3, 16, 16, dtype=torch.float64)
     plain = snnzoo.convert(source, images, "rate", 8, threshold="max", bias_correction=False).conversion.layers
     fitted = snnzoo.convert(source, images, "rate", 8).conversion.layers
-    assert [layer["site"] for layer in fitted] == codings.neuron_sites(source)
+    assert [layer["site"] for layer in fitted] == sites.neuron_sites(source)
     assert fitted[-1]["error"] < 0.7 * plain[-1]["error"]
     assert plain[0]["clipped"] == 0
     assert fitted[0]["clipped"] > 0
@@ -316,7 +316,7 @@ def test_calibration_takes_upstream_errors_out_and_reports_every_layer():
 def test_balanced_thresholds_minimise_clipping_and_quantisation_together():
     activations = torch.rand(4096, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 3 * 2
     site = calibration.Site(
-        "sn1", codings.RateCoding(), True, torch.zeros(4, 1, 3), activations, activations.amax(0), activations.amax(0),
+        "sn1", codings.Rate(), True, torch.zeros(4, 1, 3), activations, activations.amax(0), activations.amax(0),
         torch.zeros(3),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import torchvision
 from PIL import Image
 
 from snnzoo import functional
-from snnzoo.conversion import codings
+from snnzoo.conversion.sites import neuron_sites
 from snnzoo.data.datasets import calibration_images, labelled_data, limited
 from snnzoo.data.digits import Digits
 from snnzoo.data.preprocess import PRESETS, Preprocess
@@ -60,7 +60,7 @@ def test_events_equal_those_counted_event_by_event(networks, data):
     outputs = {}
     handles = [
         net.get_submodule(site).register_forward_hook(lambda _m, _x, y, site=site: outputs.update({site: y}))
-        for site in codings.neuron_sites(net)
+        for site in neuron_sites(net)
     ]
     with torch.inference_mode():
         functional.reset_net(net)

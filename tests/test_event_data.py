@@ -11,9 +11,9 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import functional
+from snnzoo import codings, functional
 from snnzoo.cli import main as cli
-from snnzoo.conversion import choose, codings, load_with_ann
+from snnzoo.conversion import choose, load_with_ann
 from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.data.datasets import calibration_images, labelled_data, labelled_tensors
 from snnzoo.data.folders import list_samples
@@ -55,23 +55,23 @@ def folder(tmp_path_factory, frames):
 def test_the_ann_sees_the_mean_and_the_network_the_frames_or_their_mean_so_far(frames):
     samples = frames.transpose(0, 1)
     assert torch.equal(ann_input(samples), samples.mean(1))
-    assert torch.equal(network_input(samples, codings.RateCoding(), T), frames)
-    so_far = network_input(samples, codings.DeltaCoding(), T)
+    assert torch.equal(network_input(samples, codings.Rate(), T), frames)
+    so_far = network_input(samples, codings.Delta(), T)
     for t in range(T):
         torch.testing.assert_close(so_far[t], frames[: t + 1].mean(0))
-    assert torch.equal(network_input(samples, codings.SignedCoding(), 2), frames[:2])
+    assert torch.equal(network_input(samples, codings.Signed(), 2), frames[:2])
 
 
 def test_an_image_stays_an_expanded_view():
     images = torch.rand(3, 2, 8, 8)
-    x_seq = network_input(images, codings.DeltaCoding(), 4)
+    x_seq = network_input(images, codings.Delta(), 4)
     assert (x_seq.shape, x_seq.stride(0)) == ((4, 3, 2, 8, 8), 0)
     assert ann_input(images) is images
 
 
 def test_more_steps_than_frames_are_a_usage_error(frames):
     with pytest.raises(UsageError, match="5 frames each, but 6 time steps"):
-        network_input(frames.transpose(0, 1), codings.RateCoding(), 6)
+        network_input(frames.transpose(0, 1), codings.Rate(), 6)
 
 
 # -- Training, converting, evaluating ----------------------------------------------------------------------------------

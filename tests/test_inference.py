@@ -9,10 +9,9 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import functional, neuron, prepare_for_inference
-from snnzoo.conversion import codings
+from snnzoo import codings, functional, neuron, prepare_for_inference
 from snnzoo.conversion.calibration import resting_inputs
-from snnzoo.conversion.codings import neuron_sites
+from snnzoo.conversion.sites import install, neuron_sites
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.inference import engine
@@ -51,8 +50,7 @@ def install_random(net, recipe):
         }
         for site, offset in resting_inputs(net).items()
     }
-    coding = codings.DeltaCoding(lead=0.3) if recipe == "delta" else codings.CODINGS[recipe]()
-    codings.install(net, coding, parameters)
+    install(net, codings.CODINGS[recipe](), parameters, extrapolation=0.3 if recipe == "delta" else 0.0)
 
 
 def converted(name, recipe="delta", **kwargs):
@@ -262,7 +260,7 @@ def test_what_has_no_fast_form_is_named():
 SMALL = {"if": IFNode, "lif": LIFNode, "delta": "delta", "differential": "differential", "signed": "signed"}
 
 
-@pytest.mark.skipif(backends.missing("triton") is not None, reason="no Triton here")
+@pytest.mark.skipif(backends.named("triton").unavailable() is not None, reason="no Triton here")
 @pytest.mark.parametrize("kind", list(SMALL))
 def test_with_the_kernels_of_a_gpu_logits_are_those_of_the_network(kind):
     """Under Triton's interpreter where there is no GPU: static stem, residual, sums and pieces of time."""

@@ -8,8 +8,8 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import ops, prepare_for_inference
-from snnzoo.conversion.neurons import DeltaNode, DifferentialNode, RateNode, SignedNode
+from snnzoo import codings, prepare_for_inference
+from snnzoo.converted_node import ConvertedNode
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.evaluator import evaluate
 from snnzoo.inference.folding import FoldedNeuron
@@ -18,10 +18,10 @@ from snnzoo.neuron import IFNode
 
 NODES = {
     "if": lambda theta: IFNode(),
-    "rate": RateNode,
-    "signed": SignedNode,
-    "delta": lambda theta: DeltaNode(theta, levels=7, gamma=0.5),
-    "differential": lambda theta: DifferentialNode(theta, levels=6),
+    "rate": lambda theta: ConvertedNode(codings.Rate(), theta),
+    "signed": lambda theta: ConvertedNode(codings.Signed(), theta),
+    "delta": lambda theta: ConvertedNode(codings.Delta(7, 0.5), theta),
+    "differential": lambda theta: ConvertedNode(codings.Differential(6), theta),
 }
 STEPS, BATCH, CHANNELS = 3, 2, 8
 
@@ -32,7 +32,7 @@ def source_of(kind, integer):
     theta = torch.rand(CHANNELS, generator=generator) + 0.2
     neuron = FoldedNeuron(NODES[kind](theta), torch.zeros(CHANNELS))
     neuron.float()
-    neuron.sends_units = integer
+    neuron.sends_counts = integer
     current = 2 * torch.randn(STEPS, BATCH, CHANNELS, 6, 6, generator=generator) + 0.5
     current = current.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (STEPS, BATCH))
     return neuron, neuron(current).flatten(0, 1)
@@ -61,7 +61,7 @@ def test_currents_are_those_of_the_rounded_weights(kind, pieces, settings):
     assert current.is_contiguous(memory_format=torch.channels_last)
 
     exact = copy.deepcopy(conv).double()
-    largest_input = neuron.worth.double().max() if isinstance(neuron.worth, torch.Tensor) else neuron.worth
+    largest_input = torch.as_tensor(neuron.spike_value(0, torch.float64)).max()
     events = nn.functional.conv2d(units.double().abs(), torch.ones_like(exact.weight), None, *_geometry(conv))
     half_a_unit = conv.weight.abs().max() * largest_input / 127 / 256 ** (pieces - 1) / 2
     difference = (current - exact(values.double())).abs()
@@ -152,7 +152,7 @@ def test_integer_weights_are_for_cpus_without_compilation():
 
 
 def test_the_largest_unit_is_what_the_coding_sends():
-    assert ops.Delta(levels=5).largest_unit == 5
-    assert ops.Differential(levels=7).largest_unit == 64
-    assert ops.IF().largest_unit == ops.Signed().largest_unit == 1
-    assert not ops.IF().signed
+    assert codings.Delta(levels=5).largest_unit == 5
+    assert codings.Differential(levels=7).largest_unit == 64
+    assert codings.IF().largest_unit == codings.Signed().largest_unit == 1
+    assert not codings.IF().signed

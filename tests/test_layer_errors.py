@@ -6,7 +6,7 @@ import torchvision
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.conversion.codings import neuron_sites
+from snnzoo.conversion.sites import neuron_sites
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.models.factory import build_ann
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from snnzoo import functional, neuron, surrogate
-from snnzoo.conversion import neurons
+from snnzoo import codings, functional, neuron, surrogate
+from snnzoo.converted_node import ConvertedNode
 
 NODES = {
     "IF": neuron.IFNode,
@@ -70,13 +70,10 @@ def test_state_carries_over_wherever_a_sequence_is_cut(time_steps, cut, coding, 
     generator = torch.Generator().manual_seed(seed)
     x_seq = torch.randn(time_steps, 2, 3, generator=generator, dtype=torch.float64)
     theta = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
-    node = {
-        "if": lambda: neuron.IFNode(theta, step_mode="m"),
-        "rate": lambda: neurons.RateNode(theta, bias=theta / 9, step_mode="m"),
-        "signed": lambda: neurons.SignedNode(theta, bias=theta / 9, step_mode="m"),
-        "differential": lambda: neurons.DifferentialNode(theta, 6, bias=theta / 9, offset=theta / 7, step_mode="m"),
-        "delta": lambda: neurons.DeltaNode(theta, 3, 0.6, bias=theta / 9, offset=theta / 7, step_mode="m"),
-    }[coding]()
+    if coding == "if":
+        node = neuron.IFNode(theta, step_mode="m")
+    else:
+        node = ConvertedNode(codings.CODINGS[coding](), theta, bias=theta / 9, offset=theta / 7, step_mode="m")
     whole = node(x_seq)
     node.reset()
     assert torch.equal(torch.cat([node(x_seq[:cut]), node(x_seq[cut:])]), whole)
@@ -141,7 +138,7 @@ def test_state_is_not_in_the_state_dict_and_reset_forgets_it():
 
 
 def test_a_changed_batch_size_without_reset_says_to_reset():
-    for node in (neuron.IFNode(), neurons.DeltaNode()):
+    for node in (neuron.IFNode(), ConvertedNode(codings.Delta())):
         node(torch.rand(4, 3))
         with pytest.raises(ValueError, match=r"\[4, 3\].*\[5, 3\].*reset_net"):
             node(torch.rand(5, 3))
@@ -221,8 +218,8 @@ def test_ann_weights_load_strictly_into_a_network_of_parametric_lif_nodes():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: neuron.LIFNode(tau=1.0), "tau must be greater than 1"),
     (lambda: neuron.ParametricLIFNode(init_tau=0.5), "init_tau must be greater than 1"),
-    (lambda: neurons.DeltaNode(levels=0), "levels must be at least 1"),
-    (lambda: neurons.DeltaNode(gamma=0.0), "gamma must be in"),
+    (lambda: codings.Delta(levels=0), "levels must be at least 1"),
+    (lambda: codings.Delta(gamma=0.0), "gamma must be in"),
     (lambda: neuron.IFNode(torch.ones(2, 2)), r"of shape \[C\]"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_errors(make, message):
@@ -233,7 +230,7 @@ def test_arguments_out_of_range_are_errors(make, message):
 def test_a_rate_node_sends_its_threshold_and_its_mean_approaches_the_relu():
     theta = torch.tensor([1.0, 2.5])
     x = torch.tensor([[0.3, 2.0], [-1.0, 0.7]], dtype=torch.float64)
-    outputs = neurons.RateNode(theta, step_mode="m")(x.expand(256, 2, 2))
+    outputs = ConvertedNode(codings.Rate(), theta, step_mode="m")(x.expand(256, 2, 2))
     assert set(outputs[:, :, 1].unique().tolist()) == {0.0, 2.5}
     error = (outputs.mean(0) - x.clamp(min=0)).abs()
     assert (error <= theta / 256 + 1e-12).all()
@@ -243,7 +240,7 @@ def test_a_rate_node_sends_its_threshold_and_its_mean_approaches_the_relu():
 def test_a_delta_node_closes_in_on_the_relu_of_its_accumulated_input(levels):
     x = torch.linspace(-1, 1, 101, dtype=torch.float64).unsqueeze(1)
     gamma = 0.7
-    node = neurons.DeltaNode(torch.tensor([1 / levels], dtype=torch.float64), levels, gamma, step_mode="m")
+    node = ConvertedNode(codings.Delta(levels, gamma), torch.tensor([1 / levels], dtype=torch.float64), step_mode="m")
     z_seq = torch.cat([x.unsqueeze(0), torch.zeros(15, *x.shape, dtype=torch.float64)])
     s = node(z_seq)
     error = (s.cumsum(0) - x.clamp(min=0)).abs().flatten(1).amax(1)
@@ -256,7 +253,7 @@ def test_a_delta_node_closes_in_on_the_relu_of_its_accumulated_input(levels):
 def test_a_delta_node_takes_a_bias_once():
     bias = torch.tensor([0.4], dtype=torch.float64)
     z = torch.tensor([0.2, 0.1, -0.1], dtype=torch.float64).view(3, 1, 1)
-    node = neurons.DeltaNode(0.01, 50, 1.0, offset=bias, step_mode="m")
+    node = ConvertedNode(codings.Delta(50, 1.0), 0.01, offset=bias, step_mode="m")
     decoded = node(z + bias).sum()
     assert decoded.item() == pytest.approx(0.2 + 0.1 - 0.1 + 0.4, abs=0.006)
     assert node.m.item() == pytest.approx(0.6)

@@ -6,18 +6,16 @@ import sys
 import pytest
 import torch
 
-from snnzoo import ops, surrogate
+from snnzoo import codings, ops, surrogate
 
 CODINGS = {
-    "if, hard reset": ops.IF(),
-    "if, soft reset, half start": ops.IF(None, half_start=True),
-    "lif": ops.LIF(-0.25, reciprocal_tau=0.3),
-    "lif, input does not decay": ops.LIF(None, reciprocal_tau=0.3, decay_input=False),
-    "signed": ops.Signed(),
-    "delta": ops.Delta(3, 0.6),
-    "delta of the signal itself": ops.Delta(7, 0.5, differential=False),
-    "differential": ops.Differential(6),
-    "differential of the signal itself": ops.Differential(4, differential=False),
+    "if, hard reset": codings.IF(),
+    "if, soft reset, half start": codings.IF(None, v_init=0.5),
+    "lif": codings.LIF(-0.25, reciprocal_tau=0.3),
+    "lif, input does not decay": codings.LIF(None, reciprocal_tau=0.3, decay_input=False),
+    "signed": codings.Signed(),
+    "delta": codings.Delta(3, 0.6),
+    "differential": codings.Differential(6),
 }
 THETA = torch.tensor([0.5, 1.0, 0.3])
 BIAS = torch.tensor([0.1, -0.05, 0.2])
@@ -42,7 +40,7 @@ def test_a_residual_is_a_second_input(coding):
 
 def test_a_bias_enters_every_step_or_once_where_signals_are_differential(coding):
     x_seq = noise(6, 2, 3, 4)
-    once = getattr(coding, "differential", False)
+    once = coding.bias_once
     added = BIAS.double().view(3, 1).expand(6, 2, 3, 4).clone()
     if once:
         added[1:] = -OFFSET.double().view(3, 1)
@@ -52,39 +50,36 @@ def test_a_bias_enters_every_step_or_once_where_signals_are_differential(coding)
 
 def test_per_channel_arguments_equal_scalar_ones_channel_by_channel(coding):
     x_seq, theta = noise(6, 2, 3, 4), THETA.double()
-    together = ops.multi_step_neuron(x_seq, coding, v_threshold=theta, bias=BIAS, payload=True)
+    together = ops.multi_step_neuron(x_seq, coding, v_threshold=theta, bias=BIAS, scaled=True)
     for c in range(3):
-        arguments = {"v_threshold": theta[c].item(), "bias": BIAS[c].item(), "payload": True}
+        arguments = {"v_threshold": theta[c].item(), "bias": BIAS[c].item(), "scaled": True}
         alone = ops.multi_step_neuron(x_seq[:, :, c : c + 1], coding, **arguments)
         assert torch.equal(together.sequence[:, :, c : c + 1], alone.sequence)
 
 
 def test_the_sum_is_that_of_the_sequence(coding):
     x_seq = noise(6, 2, 3, 4)
-    both = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, payload=True, output="both")
-    total = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, payload=True, output="sum")
+    both = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, scaled=True, output="both")
+    total = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, scaled=True, output="sum")
     torch.testing.assert_close(both.total, both.sequence.sum(0), rtol=1e-12, atol=1e-12)
     assert total.sequence is None
     assert torch.equal(total.total, both.total)
 
 
-def test_int8_holds_whole_units_and_the_payload_is_their_worth(coding):
+def test_int8_holds_whole_units_and_scaled_outputs_what_they_are_worth(coding):
     x_seq = noise(6, 2, 3, 4)
     units = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, out_dtype=torch.int8).sequence
-    worth = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, payload=True).sequence
+    values = ops.multi_step_neuron(x_seq, coding, v_threshold=THETA, scaled=True).sequence
     unit = THETA.double().view(3, 1).expand(6, 2, 3, 4).clone()
-    if isinstance(coding, ops.Delta):
-        unit *= coding.gamma ** torch.arange(6.0, dtype=torch.float64).view(6, 1, 1, 1)
-    elif isinstance(coding, ops.Differential):
-        unit *= 2.0 ** -(coding.levels - 1)
+    unit *= torch.tensor([coding.spike_value(t, torch.float64) for t in range(6)], dtype=torch.float64).view(6, 1, 1, 1)
     assert units.dtype == torch.int8
-    torch.testing.assert_close(units * unit, worth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(units * unit, values, rtol=1e-12, atol=1e-12)
     assert units.unique().numel() > 1
 
 
 def test_a_sequence_may_be_cut_anywhere(coding):
     x_seq = noise(7, 2, 3, 4)
-    arguments = {"v_threshold": THETA, "bias": BIAS, "offset": OFFSET, "payload": True}
+    arguments = {"v_threshold": THETA, "bias": BIAS, "offset": OFFSET, "scaled": True}
     whole = ops.multi_step_neuron(x_seq, coding, **arguments)
     for cut in range(1, 7):
         first = ops.multi_step_neuron(x_seq[:cut], coding, **arguments)
@@ -95,7 +90,7 @@ def test_a_sequence_may_be_cut_anywhere(coding):
 
 def test_levels_stay_above_zero_however_many_steps_there_are():
     x_seq = torch.full((1, 1, 1), 0.7).expand(1024, 1, 1)
-    sequence = ops.multi_step_neuron(x_seq, ops.Delta(3, 0.25, differential=False), payload=True).sequence
+    sequence = ops.multi_step_neuron(x_seq, codings.Delta(3, 0.25), scaled=True, absolute=True).sequence
     assert sequence.isfinite().all()
     assert sequence.sum().item() == pytest.approx(0.7, abs=1e-6)
 
@@ -105,11 +100,11 @@ def test_levels_stay_above_zero_however_many_steps_there_are():
 @pytest.mark.parametrize("decay_input", [False, True])
 def test_the_reference_is_differentiated_rightly_where_spikes_are_smooth(function, v_reset, decay_input):
     def run(x_seq, residual, v, reciprocal_tau):
-        coding = ops.LIF(
+        coding = codings.LIF(
             v_reset, surrogate=function.primitive, reciprocal_tau=reciprocal_tau, decay_input=decay_input
         )  # fmt: skip
         result = ops.multi_step_neuron(
-            x_seq, coding, v_threshold=THETA.double(), residual=residual, state=(v,), output="both", payload=True
+            x_seq, coding, v_threshold=THETA.double(), residual=residual, state=(v,), output="both", scaled=True
         )
         return result.sequence, result.total, *result.state
 
@@ -125,10 +120,10 @@ def test_the_reference_is_differentiated_rightly_where_spikes_are_smooth(functio
 ])  # fmt: skip
 def test_arguments_that_do_not_fit_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        ops.multi_step_neuron(torch.ones(5, 2, 3, 4), ops.IF(), **arguments)
+        ops.multi_step_neuron(torch.ones(5, 2, 3, 4), codings.IF(), **arguments)
 
 
-@pytest.mark.parametrize("coding", [ops.Delta(128), ops.Differential(8)], ids=repr)
+@pytest.mark.parametrize("coding", [codings.Delta(128), codings.Differential(8)], ids=repr)
 def test_levels_that_do_not_fit_an_int8_are_an_error(coding):
     with pytest.raises(ValueError, match="int8"):
         ops.multi_step_neuron(torch.ones(5, 2, 3), coding, out_dtype=torch.int8)
@@ -136,11 +131,11 @@ def test_levels_that_do_not_fit_an_int8_are_an_error(coding):
 
 def test_no_steps_are_an_error():
     with pytest.raises(ValueError, match="T >= 1"):
-        ops.multi_step_neuron(torch.ones(0, 2, 3), ops.IF())
+        ops.multi_step_neuron(torch.ones(0, 2, 3), codings.IF())
 
 
 def test_an_unknown_backend_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match="one of reference, cpu, triton"), ops.use_backend("cuda"):
+    with pytest.raises(ValueError, match="one of cpu, triton, reference"), ops.use_backend("cuda"):
         pass
 
 

@@ -3,34 +3,37 @@
 The Triton kernels run on a CUDA device where there is one, else in Triton's interpreter (conftest.py).
 """
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
-from snnzoo import ops, surrogate
+from snnzoo import codings, ops, surrogate
+from snnzoo.codings import activations
+from snnzoo.errors import UsageError
 from snnzoo.ops import backends
 
 DEVICES = {"cpu": "cpu"}
-if backends.missing("triton") is None:
+if backends.named("triton").unavailable() is None:
     DEVICES["triton"] = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICES.get("triton") == "cpu"
 
 CODINGS = {
-    "if hard": ops.IF(),
-    "if hard -0.25": ops.IF(-0.25),
-    "if soft": ops.IF(None),
-    "if soft half": ops.IF(None, half_start=True),
-    "lif hard": ops.LIF(0.0, reciprocal_tau=0.3),
-    "lif soft": ops.LIF(None, reciprocal_tau=0.3),
-    "lif hard no decay": ops.LIF(-0.25, reciprocal_tau=0.6, decay_input=False),
-    "plif": ops.LIF(None, reciprocal_tau=torch.tensor(0.4)),
-    "signed": ops.Signed(),
-    "delta": ops.Delta(3, 0.6),
-    "delta ternary": ops.Delta(1, 0.8),
-    "delta encoder": ops.Delta(7, 0.5, differential=False),
-    "differential": ops.Differential(6),
-    "differential encoder": ops.Differential(3, differential=False),
+    "if hard": codings.IF(),
+    "if hard -0.25": codings.IF(-0.25),
+    "if soft": codings.IF(None),
+    "if soft half": codings.IF(None, v_init=0.5),
+    "lif hard": codings.LIF(0.0, reciprocal_tau=0.3),
+    "lif soft": codings.LIF(None, reciprocal_tau=0.3),
+    "lif hard no decay": codings.LIF(-0.25, reciprocal_tau=0.6, decay_input=False),
+    "plif": codings.LIF(None, reciprocal_tau=torch.tensor(0.4)),
+    "signed": codings.Signed(),
+    "delta": codings.Delta(3, 0.6),
+    "delta ternary": codings.Delta(1, 0.8),
+    "delta encoder": codings.Delta(7, 0.5),
+    "differential": codings.Differential(6),
+    "differential encoder": codings.Differential(3),
 }
 SHAPES_AND_LAYOUTS = [
     ((1, 1, 1), "contiguous"),
@@ -57,9 +60,12 @@ def backend(request):
         yield request.param
 
 
+ABSOLUTE = {"delta encoder", "differential encoder"}
+
+
 def to_device(coding, device):
     if isinstance(getattr(coding, "reciprocal_tau", None), torch.Tensor):
-        return ops.LIF(coding.v_reset, reciprocal_tau=coding.reciprocal_tau.to(device))
+        return codings.LIF(coding.v_reset, reciprocal_tau=coding.reciprocal_tau.to(device))
     return coding
 
 
@@ -108,7 +114,8 @@ def test_every_coding_in_every_layout_and_shape(backend, coding, layout, shape):
         v_threshold=per_channel(shape, device),
         bias=per_channel(shape, device, -0.2),
         offset=per_channel(shape, device, -0.1),
-        payload=True,
+        scaled=True,
+        absolute=coding in ABSOLUTE,
     )
 
 
@@ -118,17 +125,19 @@ def test_every_output_and_dtype(backend, coding, dtype, output):
     device, shape = DEVICES[backend], (6, 2, 3, 5)
     x_seq, residual = (sequence(shape, dtype=dtype, device=device, seed=seed) for seed in (0, 1))
     coding = to_device(CODINGS[coding], device)
-    for payload, theta in itertools.product([False, True], [0.7, per_channel(shape, device)]):
-        assert_equal_to_reference(x_seq, coding, v_threshold=theta, residual=residual, payload=payload, output=output)
+    for scaled, theta in itertools.product([False, True], [0.7, per_channel(shape, device)]):
+        assert_equal_to_reference(x_seq, coding, v_threshold=theta, residual=residual, scaled=scaled, output=output)
     assert_equal_to_reference(x_seq, coding, v_threshold=0.7, output=output, out_dtype=torch.int8)
-    assert_equal_to_reference(x_seq, coding, v_threshold=0.7, output=output, out_dtype=torch.int8, payload=True)
+    if output != "both":  # that counts and values at once, which is the reference's alone
+        assert_equal_to_reference(x_seq, coding, v_threshold=0.7, output=output, out_dtype=torch.int8, scaled=True)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_state_goes_in_and_out(backend, coding):
     device, shape = DEVICES[backend], (7, 2, 3, 5)
+    arguments = {"v_threshold": per_channel(shape, device), "bias": 0.05, "offset": 0.02, "scaled": True}
+    arguments["absolute"] = coding in ABSOLUTE
     x_seq, coding = sequence(shape, device=device), to_device(CODINGS[coding], device)
-    arguments = {"v_threshold": per_channel(shape, device), "bias": 0.05, "offset": 0.02, "payload": True}
     whole = assert_equal_to_reference(x_seq, coding, **arguments)
     first = assert_equal_to_reference(x_seq[:3], coding, **arguments)
     second = assert_equal_to_reference(x_seq[3:], coding, state=first.state, t=3, **arguments)
@@ -142,8 +151,9 @@ def test_state_goes_in_and_out(backend, coding):
 @pytest.mark.parametrize("layouts", list(itertools.product(["contiguous", "channels_last"], repeat=2)), ids=str)
 def test_the_sequence_may_overwrite_its_inputs(backend, coding, alias, layouts):
     device, shape = DEVICES[backend], (4, 2, 5, 3, 3)
-    coding = to_device(CODINGS[coding], device)
+    absolute, coding = coding in ABSOLUTE, to_device(CODINGS[coding], device)
     inputs = {
+        "absolute": absolute,
         "x_seq": sequence(shape, layouts[0], device=device),
         "residual": sequence(shape, layouts[1], device=device, seed=1),
     }
@@ -158,7 +168,7 @@ def test_the_sequence_may_overwrite_its_inputs(backend, coding, alias, layouts):
 @pytest.mark.parametrize("coding", ["if soft", "signed", "delta", "differential"])
 def test_any_number_of_steps(backend, coding, time_steps):
     device = DEVICES[backend]
-    assert_equal_to_reference(sequence((time_steps, 1, 3, 5), device=device), CODINGS[coding], payload=True)
+    assert_equal_to_reference(sequence((time_steps, 1, 3, 5), device=device), CODINGS[coding], scaled=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -191,7 +201,7 @@ def test_offsets_of_64_bits_give_the_same(monkeypatch):
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_cuda_graph_replays_it(coding):
     x_seq, coding = sequence((5, 2, 3, 7), device="cuda"), to_device(CODINGS[coding], "cuda")
-    arguments = {"v_threshold": per_channel((5, 2, 3, 7), "cuda"), "payload": True}
+    arguments = {"v_threshold": per_channel((5, 2, 3, 7), "cuda"), "scaled": True}
     expected = ops.multi_step_neuron(x_seq, coding, **arguments).sequence  # compiles the kernel
     static, graph = torch.zeros_like(x_seq), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -204,8 +214,8 @@ def test_a_cuda_graph_replays_it(coding):
 def test_a_static_residual_and_an_empty_batch(backend):
     device, shape = DEVICES[backend], (5, 2, 3, 4)
     residual = sequence(shape, "static", device=device, seed=1)
-    assert_equal_to_reference(sequence(shape, device=device), ops.IF(), residual=residual)
-    assert_equal_to_reference(torch.empty(3, 0, 4, device=device), ops.IF(), output="both")
+    assert_equal_to_reference(sequence(shape, device=device), codings.IF(), residual=residual)
+    assert_equal_to_reference(torch.empty(3, 0, 4, device=device), codings.IF(), output="both")
 
 
 def gradients(x_seq, coding, weights, **arguments):
@@ -213,8 +223,8 @@ def gradients(x_seq, coding, weights, **arguments):
     leaves = {k: (v[0] if k == "state" else v).detach().clone().requires_grad_() for k, v in leaves.items()}
     if isinstance(getattr(coding, "reciprocal_tau", None), torch.Tensor):
         leaves["tau"] = coding.reciprocal_tau.detach().clone().requires_grad_()
-        coding = ops.LIF(
-            coding.v_reset, coding.half_start, coding.surrogate, coding.detach_reset,
+        coding = codings.LIF(
+            coding.v_reset, coding.v_init, coding.surrogate, coding.detach_reset,
             reciprocal_tau=leaves["tau"], decay_input=coding.decay_input,
         )  # fmt: skip
     inputs = {**arguments, **{k: (v,) if k == "state" else v for k, v in leaves.items() if k != "tau"}}
@@ -233,18 +243,18 @@ GRADIENTS = list(itertools.product(
 
 
 def coding_with_gradient(kind, v_reset, detach_reset, function, dtype):
-    common = (v_reset, False, function, detach_reset)
+    common = (v_reset, 0.0, function, detach_reset)
     if kind == "if":
-        return ops.IF(*common)
+        return codings.IF(*common)
     tau = 0.3 if kind == "lif" else torch.tensor(0.3, dtype=dtype)
-    return ops.LIF(*common, reciprocal_tau=tau, decay_input=kind != "plif no decay")
+    return codings.LIF(*common, reciprocal_tau=tau, decay_input=kind != "plif no decay")
 
 
 def assert_gradients_close(case, shape, dtype, device, **arguments):
     coding = to_device(coding_with_gradient(*case, dtype), device)
     x_seq, residual, *weights = (sequence(shape, device=device, seed=seed).to(dtype) for seed in range(5))
     weights = (weights[0], weights[1][0], weights[2][0])
-    arguments = {"residual": residual * 0.3, "state": (residual[0] * 0.5,), "payload": True, **arguments}
+    arguments = {"residual": residual * 0.3, "state": (residual[0] * 0.5,), "scaled": True, **arguments}
     actual = gradients(x_seq, coding, weights, **arguments)
     with ops.use_backend("reference"):
         expected = gradients(x_seq, coding, weights, **arguments)
@@ -266,7 +276,7 @@ def test_gradients_equal_those_of_the_reference(backend, case):
 )
 def test_gradients_of_any_number_of_steps_in_any_layout(backend, time_steps, layout):
     device, shape = DEVICES[backend], (time_steps, 2, 3, 3, 3)
-    for seed, coding in enumerate((ops.LIF(None, reciprocal_tau=0.4), ops.IF())):
+    for seed, coding in enumerate((codings.LIF(None, reciprocal_tau=0.4), codings.IF())):
         results = []
         for name in (backend, "reference"):
             with ops.use_backend(name):
@@ -282,15 +292,107 @@ def test_half_precision_gradients_have_the_dtype_of_their_inputs(backend):
     x_seq, residual = (
         sequence(shape, dtype=torch.float16, device=device, seed=seed).requires_grad_() for seed in (0, 1)
     )
-    ops.multi_step_neuron(x_seq, ops.IF(), residual=residual).sequence.sum().backward()
+    ops.multi_step_neuron(x_seq, codings.IF(), residual=residual).sequence.sum().backward()
     assert x_seq.grad.dtype == residual.grad.dtype == torch.float16
     with ops.use_backend("reference"):
         wide = x_seq.detach().float().requires_grad_()
-        ops.multi_step_neuron(wide, ops.IF(), residual=residual.detach().float()).sequence.sum().backward()
+        ops.multi_step_neuron(wide, codings.IF(), residual=residual.detach().float()).sequence.sum().backward()
     torch.testing.assert_close(x_seq.grad.float(), wide.grad, rtol=1e-2, atol=1e-3)
 
 
-def test_an_implementation_that_is_not_to_be_had_says_why(monkeypatch):
-    monkeypatch.setattr(backends, "missing", lambda name: "no device" if name == "triton" else None)
-    with pytest.raises(RuntimeError, match="triton backend is not to be had: no device"), ops.use_backend("triton"):
+def test_an_unavailable_implementation_says_why(monkeypatch):
+    absent = dataclasses.replace(backends.named("triton"), unavailable=lambda: "no device")
+    monkeypatch.setattr(backends, "BACKENDS", (absent,))
+    with pytest.raises(RuntimeError, match="triton backend is unavailable: no device"), ops.use_backend("triton"):
         pass
+
+
+ACTIVATIONS = [
+    activations.Clamp(0.0, 0.75),
+    activations.Clamp(-1.0, 1.0),
+    activations.LeakyReLU(0.25),
+    activations.SiLU(),
+    activations.Hardswish(),
+    activations.Sigmoid(),
+    activations.Hardsigmoid(),
+    activations.GELU(),
+    activations.GELU("tanh"),
+    activations.ELU(0.5),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("coding", ["delta", "differential encoder"])
+def test_every_activation_gives_the_spikes_of_the_reference(backend, coding, activation):
+    if backend == "triton" and not isinstance(activation, activations.Clamp):
+        pytest.skip("no kernel")
+    device, shape = DEVICES[backend], (6, 2, 3, 8)
+    arguments = {"v_threshold": per_channel(shape, device), "bias": 0.1, "activation": activation, "scaled": True}
+    x_seq = sequence(shape, device=device)
+    assert_equal_to_reference(x_seq, CODINGS[coding], absolute=coding in ABSOLUTE, **arguments)
+
+
+class Halved(codings.Delta):
+    """A subclass with another equation: no fast path may take it for its parent."""
+
+    def step(self, x, state, theta, t, activation):
+        return super().step(x / 2, state, theta, t, activation)
+
+
+class Leak(codings.LIF):
+    def charged(self, v, x):
+        return 0.5 * v + x
+
+
+class Flat(surrogate.SurrogateFunctionBase):
+    """A surrogate that no kernel knows."""
+
+    @staticmethod
+    def gradient_function(x, alpha):
+        return torch.full_like(x, alpha)
+
+
+@pytest.mark.parametrize("coding", [Halved(), Leak()], ids=["delta", "lif"])
+def test_a_subclass_never_runs_the_equation_of_its_parent(coding):
+    x_seq = sequence((4, 2, 3))
+    actual = ops.multi_step_neuron(x_seq, coding).sequence
+    with ops.use_backend("reference"):
+        assert torch.equal(actual, ops.multi_step_neuron(x_seq, coding).sequence)
+    parent = type(coding).__mro__[1]
+    assert not torch.equal(actual, ops.multi_step_neuron(x_seq, parent()).sequence)
+    for name in DEVICES:
+        with (
+            ops.use_backend(name),
+            pytest.raises(RuntimeError, match=rf"{name} backend .* coding {type(coding).__name__}"),
+        ):
+            ops.multi_step_neuron(x_seq.to(DEVICES[name]), coding)
+
+
+def test_a_surrogate_without_a_kernel_has_its_own_gradient(backend):
+    x_seq = sequence((1, 2, 3), device=DEVICES[backend]).requires_grad_()
+    coding = codings.IF(surrogate=Flat(0.3))
+    if backend == "triton":
+        with pytest.raises(RuntimeError, match="gradients of the surrogate Flat"):
+            ops.multi_step_neuron(x_seq, coding)
+        return
+    ops.multi_step_neuron(x_seq, coding).sequence.sum().backward()
+    torch.testing.assert_close(x_seq.grad, torch.full_like(x_seq, 0.3))
+
+
+def test_a_backend_that_is_asked_for_raises_where_it_does_not_take_the_call():
+    with ops.use_backend("cpu"), pytest.raises(RuntimeError, match=r"cpu backend does not take .* tensors on meta"):
+        ops.multi_step_neuron(torch.empty(2, 3, device="meta"), codings.IF())
+    prelu = activations.LeakyReLU(torch.tensor([0.1, 0.2, 0.3]))
+    with ops.use_backend("cpu"), pytest.raises(RuntimeError, match="differs from channel to channel"):
+        ops.multi_step_neuron(torch.rand(2, 2, 3), codings.Delta(), activation=prelu)
+    if "triton" in DEVICES:
+        x_seq = sequence((2, 2, 3), dtype=torch.float64, device=DEVICES["triton"])
+        with ops.use_backend("triton"), pytest.raises(RuntimeError, match=r"triton backend .* float64"):
+            ops.multi_step_neuron(x_seq, codings.IF())
+
+
+def test_codings_that_stand_for_the_relu_alone_refuse_other_functions():
+    for coding in (codings.IF(), codings.Signed()):
+        ops.multi_step_neuron(torch.rand(2, 2), coding, activation=activations.Clamp(0.0, 6.0))
+        with pytest.raises(UsageError, match="--recipe delta"):
+            ops.multi_step_neuron(torch.rand(2, 2), coding, activation=activations.SiLU())

@@ -5,26 +5,26 @@ import functools
 import pytest
 import torch
 
-from snnzoo import neuron, ops, surrogate
-from snnzoo.conversion import neurons
+from snnzoo import codings, neuron, ops, surrogate
+from snnzoo.converted_node import ConvertedNode
 from snnzoo.ops import operator
 from snnzoo.ops.spec import Arguments
 
 CODINGS = {
-    "if": ops.IF(None, surrogate=surrogate.Sigmoid()),
-    "lif": ops.LIF(-0.25, detach_reset=True, reciprocal_tau=0.3),
-    "signed": ops.Signed(),
-    "delta": ops.Delta(3, 0.6),
-    "differential": ops.Differential(6),
+    "if": codings.IF(None, surrogate=surrogate.Sigmoid()),
+    "lif": codings.LIF(-0.25, detach_reset=True, reciprocal_tau=0.3),
+    "signed": codings.Signed(),
+    "delta": codings.Delta(3, 0.6),
+    "differential": codings.Differential(6),
 }
 NODES = {
     "IFNode": functools.partial(neuron.IFNode, step_mode="m"),
     "LIFNode, soft reset": functools.partial(neuron.LIFNode, v_reset=None, step_mode="m"),
     "ParametricLIFNode": functools.partial(neuron.ParametricLIFNode, step_mode="m"),
-    "RateNode": functools.partial(neurons.RateNode, torch.tensor([0.5, 1.0, 0.7]), bias=0.1, step_mode="m"),
-    "SignedNode": functools.partial(neurons.SignedNode, step_mode="m"),
-    "DeltaNode": functools.partial(neurons.DeltaNode, torch.tensor([0.5, 1.0, 0.7]), step_mode="m"),
-    "DifferentialNode": functools.partial(neurons.DifferentialNode, step_mode="m"),
+    "rate": functools.partial(ConvertedNode, codings.Rate(), torch.tensor([0.5, 1.0, 0.7]), bias=0.1, step_mode="m"),
+    "signed": functools.partial(ConvertedNode, codings.Signed(), step_mode="m"),
+    "delta": functools.partial(ConvertedNode, codings.Delta(), torch.tensor([0.5, 1.0, 0.7]), step_mode="m"),
+    "differential": functools.partial(ConvertedNode, codings.Differential(), step_mode="m"),
 }
 
 
@@ -47,7 +47,7 @@ def op_arguments(monkeypatch):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_registrations_pass_opcheck(op_arguments, coding, output, channels_last):
     coding = CODINGS[coding]
-    differentiable = isinstance(coding, ops.IF)
+    differentiable = isinstance(coding, codings.IF)
     x_seq = torch.randn(4, 2, 3, 5, 5)
     if channels_last:
         x_seq = x_seq.flatten(0, 1).contiguous(memory_format=torch.channels_last).view(x_seq.shape)
@@ -93,7 +93,9 @@ def test_compiled_training_equals_eager_training():
 
 def test_compiled_training_goes_on_behind_neurons_without_a_gradient():
     torch._dynamo.reset()
-    net = torch.nn.Sequential(torch.nn.Linear(4, 3), neurons.DeltaNode(step_mode="m"), torch.nn.Linear(3, 2))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(4, 3), ConvertedNode(codings.Delta(), step_mode="m"), torch.nn.Linear(3, 2)
+    )
     torch.compile(net, fullgraph=True, backend="aot_eager")(torch.randn(5, 2, 4)).sum().backward()
     assert net[2].weight.grad.abs().sum() > 0
 
@@ -118,5 +120,5 @@ def test_custom_surrogates_and_charges_still_work():
 
 def test_learned_thresholds_get_gradients_from_the_reference():
     theta = torch.tensor([0.5, 1.0, 0.7], requires_grad=True)
-    ops.multi_step_neuron(torch.rand(4, 2, 3), ops.IF(None), v_threshold=theta).sequence.sum().backward()
+    ops.multi_step_neuron(torch.rand(4, 2, 3), codings.IF(None), v_threshold=theta).sequence.sum().backward()
     assert theta.grad.abs().min() > 0

@@ -221,8 +221,8 @@ def test_readout_gives_the_mean_or_sum_so_far_also_across_calls_and_step_by_step
 def test_readout_with_a_lead_adds_the_step_itself_once_more():
     x_seq = torch.rand(6, 2, 3, dtype=torch.float64)
     expected = x_seq.cumsum(0) + 0.4 * x_seq
-    multi, single = layer.Readout("sum", "m", lead=0.4), layer.Readout("sum", lead=0.4)
+    multi, single = layer.Readout("sum", "m", extrapolation=0.4), layer.Readout("sum", extrapolation=0.4)
     torch.testing.assert_close(torch.cat([multi(x_seq[:2]), multi(x_seq[2:])]), expected)
     torch.testing.assert_close(torch.stack([single(x) for x in x_seq]), expected)
-    with pytest.raises(ValueError, match="only a sum has a lead"):
-        layer.Readout("mean", lead=0.4)
+    with pytest.raises(ValueError, match="only a sum is extrapolated"):
+        layer.Readout("mean", extrapolation=0.4)

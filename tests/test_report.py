@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from snnzoo.conversion.codings import DeltaCoding
+from snnzoo.codings import Delta
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.evaluation.provenance import facts_of
@@ -37,7 +37,7 @@ def measured(label="net", classes=3, layers=5, top1=0.8, errors=True):
     conversion = Conversion(
         "resnet20",
         {"num_classes": classes},
-        DeltaCoding(3, 0.5),
+        Delta(3, 0.5),
         4,
         {"name": "delta", "levels": 3, "gamma": None, "calibration": {"source": "train", "images": 512}},
         PRESETS["cifar10"],

@@ -11,8 +11,9 @@ from torch import nn
 
 import snnzoo
 from helpers import NEURONS, assert_patterns_agree, shake_batch_norm
-from snnzoo import functional, layer, neuron
-from snnzoo.conversion import calibration, codings, load_with_ann, neurons
+from snnzoo import codings, functional, layer, neuron
+from snnzoo.conversion import calibration, load_with_ann
+from snnzoo.conversion.sites import neuron_sites
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
 from snnzoo.models import factory, registry
@@ -195,9 +196,9 @@ def test_incomplete_weights_are_refused_with_what_is_missing(lost, message):
 def test_neurons_stand_where_torchvision_has_relus_and_pools_of_spikes_accumulate(with_bn):
     ann, net = with_bn
     relus = {name for name, module in ann.named_modules() if isinstance(module, nn.ReLU)}
-    sites = codings.neuron_sites(net)
+    sites = neuron_sites(net)
     assert {site.removesuffix(".sn") for site in sites} == relus
-    assert all(isinstance(net.get_submodule(site), neurons.DeltaNode) for site in sites)
+    assert all(isinstance(net.get_submodule(site).coding, codings.Delta) for site in sites)
     pools = [name for name, module in ann.named_modules() if isinstance(module, nn.MaxPool2d)]
     assert isinstance(net.get_submodule(pools[0]), nn.MaxPool2d)  # it sees the image
     assert all(isinstance(net.get_submodule(name), layer.AccumulatingMaxPool2d) for name in pools[1:])
@@ -310,7 +311,7 @@ def test_an_evaluation_agrees_with_the_logits_and_has_every_layer(with_bn, image
         expected = ann(images)
     agreement = (logits.argmax(1) == expected.argmax(1)).double().mean().item()
     assert result.results[1].agreement == agreement
-    assert {layer.site for layer in result.layers} == set(codings.neuron_sites(net))
+    assert {layer.site for layer in result.layers} == set(neuron_sites(net))
     assert all(0 < rate < 1 for layer in result.layers for rate in layer.event_rates)
 
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnzoo.conversion.codings import Coding, accumulate_in_pools, neuron_sites, set_neuron
+from snnzoo.codings import RELU, Activation, Coding
 from snnzoo.conversion.inputs import ann_input, network_input
+from snnzoo.conversion.sites import accumulate_in_pools, make_node, neuron_sites, parameter_names, set_neuron
+from snnzoo.converted_node import ConvertedNode
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net, set_step_mode
 from snnzoo.models.base import SpikingNet
@@ -59,7 +61,8 @@ class Site:
 
     Shapes: `x_seq [T, M, C]` inputs at M sampled positions, upstream converted; `target [M, C]` the ANN's
     activations there; `peak [C]` their maximum over all positions; `percentile [C]` the percentile that
-    `calibrate` was asked for, over all positions; `offset [C]` what biases add to every step.
+    `calibrate` was asked for, over all positions; `offset [C]` what biases add to every step;
+    `activation` what the neuron stands for.
     """
 
     name: str
@@ -70,17 +73,21 @@ class Site:
     peak: Tensor
     percentile: Tensor
     offset: Tensor
+    activation: Activation = RELU
 
     def parameters(self, v_threshold: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Those of the neuron with this threshold and bias `[C]`."""
         bias = torch.zeros_like(v_threshold) if bias is None else bias
         known = {"v_threshold": v_threshold, "bias": bias, "offset": self.offset}
-        return {name: known[name] for name in self.coding.parameter_names}
+        return {name: known[name] for name in parameter_names(self.coding)}
+
+    def make_node(self, parameters: dict[str, Tensor]) -> ConvertedNode:
+        """Return the multi-step neuron with these parameters."""
+        return make_node(self.coding, parameters, absolute=self.encodes_input, activation=self.activation)
 
     def run(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
         """What the neuron would send: `[T, M, C]`."""
-        node: Any = self.coding.make_node(self.parameters(v_threshold, bias), self.encodes_input)
-        return node.multi_step(self.x_seq)
+        return self.make_node(self.parameters(v_threshold, bias))(self.x_seq)
 
     def residual(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
         """What the decoded output would lack: `[M, C]`."""
@@ -164,7 +171,7 @@ def calibrate(
                 site = collector.site(name, coding, name == sites[0], offsets[name])
                 parameters[name] = fit(site)
                 reports.append(site.report(parameters[name]))
-                set_neuron(snn, name, coding.make_node(parameters[name], site.encodes_input))
+                set_neuron(snn, name, site.make_node(parameters[name]))
             for i, (x, x_seq) in enumerate(batches):
                 reset_net(snn)
                 batches[i] = ann_segment(x), segments[segment](x_seq)

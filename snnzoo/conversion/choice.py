@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnzoo.codings import Coding
 from snnzoo.conversion.calibration import Parameters, calibrate
-from snnzoo.conversion.codings import Coding, DeltaCoding, install
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
-from snnzoo.conversion.recipes import DeltaRecipe
+from snnzoo.conversion.recipes import Recipe, make_recipe
+from snnzoo.conversion.sites import install
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.models.base import SpikingNet
@@ -23,7 +24,7 @@ LEVELS = (1, 3, 7)
 TOLERANCE = 0.5  # percentage points
 SEARCH_IMAGES = 96  # on which each of several codings is calibrated
 HELD_BACK = 256  # images at most, on which choices of T and K are judged
-MOST_LEAD = 1.0  # beyond, noise of the last step outweighs what it foretells
+MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
     @property
-    def recipe(self) -> DeltaRecipe:
-        return DeltaRecipe(self.chosen.levels)
+    def recipe(self) -> Recipe:
+        return make_recipe("delta", levels=self.chosen.levels)
 
     @property
     def time_steps(self) -> int:
@@ -101,11 +102,11 @@ def choose(
     def within(time_steps: int, levels: int) -> bool:
         if progress:
             progress(len(candidates), len(TIME_STEPS) + len(LEVELS) - 1, f"choosing: T={time_steps}, {levels} levels")
-        recipe = DeltaRecipe(levels)
-        coding = recipe.typical_coding()
+        recipe = make_recipe("delta", levels=levels)
+        coding = recipe.coding
         parameters, sites = calibrate(ann, fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed)
-        coding, _ = with_lead(ann, coding, parameters, fitted, time_steps, batch_size)
-        expected, actual = both_logits(ann, coding, parameters, held_back, time_steps, batch_size)
+        extrapolation, _ = fit_extrapolation(ann, coding, parameters, fitted, time_steps, batch_size)
+        expected, actual = both_logits(ann, coding, parameters, held_back, time_steps, batch_size, extrapolation)
         agreement = 100 * (expected.argmax(1) == actual[-1].argmax(1)).double().mean().item()
         events = time_steps * sum(site.events for site in sites) / len(sites)
         candidates.append(Candidate(time_steps, levels, agreement, events))
@@ -124,31 +125,38 @@ def choose(
     return Choice(chosen, enough is not None, tolerance, len(held_back), tuple(candidates))
 
 
-def with_lead(
+def fit_extrapolation(
     ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
-) -> tuple[Coding, float]:
-    """The coding with the `lead` of its readout that brings the logits closest to the ANN's, if it has one.
+) -> tuple[float, float]:
+    """Return the `extrapolation` of the readout that brings the logits closest to the ANN's, 0 where there is none.
 
     Returns:
-        the coding, and the mean squared difference of logits that is left.
+        the extrapolation, and the mean squared difference of logits that is left.
     """
     expected, actual = both_logits(ann, coding, parameters, images, time_steps, batch_size)
     lacking = expected - actual[-1]
-    if isinstance(coding, DeltaCoding) and len(actual) > 1:
+    extrapolation = 0.0
+    if coding.extrapolates and len(actual) > 1:
         change = actual[-1] - actual[-2]
-        lead = ((lacking * change).sum() / change.square().sum().clamp(min=1e-30)).clamp(0, MOST_LEAD).item()
-        coding = replace(coding, lead=round(lead, 3))
-        lacking = lacking - coding.lead * change
-    return coding, lacking.square().mean().item()
+        best = (lacking * change).sum() / change.square().sum().clamp(min=1e-30)
+        extrapolation = round(best.clamp(0, MOST_EXTRAPOLATION).item(), 3)
+        lacking = lacking - extrapolation * change
+    return extrapolation, lacking.square().mean().item()
 
 
 def both_logits(
-    ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
+    ann: SpikingNet,
+    coding: Coding,
+    parameters: Parameters,
+    images: Tensor,
+    time_steps: int,
+    batch_size: int,
+    extrapolation: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The ANN's logits `[N, num_classes]`, and the converted network's after each step, `[T, N, num_classes]`."""
+    """Return the ANN's logits `[N, num_classes]`, and the network's after each step, `[T, N, num_classes]`."""
     weight = next(ann.parameters())
     snn = copy.deepcopy(ann)
-    install(snn, coding, parameters)
+    install(snn, coding, parameters, extrapolation)
     expected, actual = [], []
     with torch.inference_mode():
         for x in images.to(weight.device, weight.dtype).split(batch_size):

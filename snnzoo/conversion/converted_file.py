@@ -15,8 +15,9 @@ from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.checkpoints.layouts import check_fits
-from snnzoo.conversion.codings import Coding, coding_from_dict, install, neuron_sites
+from snnzoo.codings import Coding, coding_from_dict
 from snnzoo.conversion.metadata import read
+from snnzoo.conversion.sites import install, neuron_sites, parameter_names
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.models.base import SpikingNet
@@ -38,14 +39,16 @@ class Conversion:
     classes: list[str] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
+    extrapolation: float = 0.0  # of the readout
 
     def to_metadata(self) -> dict[str, str]:
-        """As the strings of a safetensors header: JSON where it is not a plain name."""
+        """Return the strings of a safetensors header: JSON where it is not a plain name."""
+        readout = {"lead": self.extrapolation} if self.extrapolation else {}
         return {
             "format": FORMAT,
             "model": self.model,
             "model_kwargs": json.dumps(self.model_kwargs),
-            "coding": json.dumps(self.coding.to_dict()),
+            "coding": json.dumps({**self.coding.to_dict(), **readout}),
             "time_steps": str(self.time_steps),
             "recipe": json.dumps(self.recipe),
             "preprocess": json.dumps(self.preprocess and self.preprocess.to_dict()),
@@ -70,9 +73,14 @@ class Conversion:
         fields = read(metadata, source)
         names = ("model", "model_kwargs", "time_steps", "recipe", "classes", "source", "layers")
         try:
+            coding = dict(fields["coding"])
+            extrapolation = float(coding.pop("lead", 0.0))
+            if extrapolation < 0:
+                raise ValueError(f"lead must be at least 0, got {extrapolation}")
             return cls(
-                coding=coding_from_dict(fields["coding"], source),
+                coding=coding_from_dict(coding, source),
                 preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
+                extrapolation=extrapolation,
                 **{name: fields[name] for name in names},
             )
         except ValueError as error:
@@ -122,7 +130,7 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
     try:
         parameters = _neuron_parameters(net, tensors)
         _check_parameters(net, conversion.coding, parameters, str(path))
-        install(net, conversion.coding, parameters)
+        install(net, conversion.coding, parameters, conversion.extrapolation)
         net.load_state_dict(tensors)
     except KeyError as error:
         raise CheckpointError(f"{path}: neuron parameter {error.args[0]!r} is missing") from None
@@ -150,7 +158,7 @@ def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str,
 def _check_parameters(net: SpikingNet, coding: Coding, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
     """Every site has the coding's parameters, with a value for each of its channels."""
     for site, tensors in parameters.items():
-        for name in coding.parameter_names:
+        for name in parameter_names(coding):
             if name not in tensors:
                 raise KeyError(f"{site}.{name}")
         channels = net.channels_of(site)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnzoo.codings import Coding
 from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
-from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, with_lead
-from snnzoo.conversion.codings import Coding, DeltaCoding, install
+from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.data_free import data_free_parameters
 from snnzoo.conversion.inputs import ann_input, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.recipes import Recipe, make_recipe
+from snnzoo.conversion.sites import install
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models import heads
 from snnzoo.models.base import SpikingNet
@@ -103,7 +104,7 @@ def convert_ann(
     """
     if time_steps is None:
         frames = images is not None and has_frames(images)
-        time_steps = images.shape[1] if images is not None and frames else recipe.default_time_steps
+        time_steps = images.shape[1] if images is not None and frames else recipe.coding.default_time_steps
     if not 1 <= time_steps <= MAX_TIME_STEPS:
         raise UsageError(f"time_steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
     if images is not None and has_frames(images) and images.shape[1] != time_steps:
@@ -112,18 +113,28 @@ def convert_ann(
     if choice is not None:
         record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
-    coding = recipe.typical_coding()
+    coding, extrapolation = recipe.coding, 0.0
     check_convertible(ann.model_name, with_images=images is not None)
     if images is None:
         parameters = data_free_parameters(ann, coding)
     else:
         _check_images(ann, images)
-        coding, parameters, layers = _calibrated(ann, images, recipe, time_steps, batch_size, seed, progress)
+        coding, extrapolation, parameters, layers = _calibrated(
+            ann, images, recipe, time_steps, batch_size, seed, progress
+        )
         digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
         record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
-    install(ann, coding, parameters)
-    reports = [layer.to_dict() for layer in layers]
-    ann.conversion = Conversion(ann.model_name, ann.model_kwargs, coding, time_steps, record, layers=reports, **origin)
+    install(ann, coding, parameters, extrapolation)
+    ann.conversion = Conversion(
+        ann.model_name,
+        ann.model_kwargs,
+        coding,
+        time_steps,
+        record,
+        layers=[layer.to_dict() for layer in layers],
+        extrapolation=extrapolation,
+        **origin,
+    )
     return ann
 
 
@@ -135,9 +146,9 @@ def _calibrated(
     batch_size: int,
     seed: int,
     progress: Progress | None,
-) -> tuple[Coding, Parameters, list[SiteReport]]:
-    """The best of the recipe's codings, all sites fitted to it, and its readout to them."""
-    codings = recipe.codings()
+) -> tuple[Coding, float, Parameters, list[SiteReport]]:
+    """Return the best of the recipe's codings, the readout's extrapolation, and all sites fitted to them."""
+    codings = recipe.candidates or (recipe.coding,)
     few, judged = images[:SEARCH_IMAGES], images[-SEARCH_IMAGES:]
     searches = len(codings) if len(codings) > 1 else 0
     done, total = 0, searches * work(ann, few, time_steps) + work(ann, images, time_steps)
@@ -164,14 +175,17 @@ def _calibrated(
     best = codings[0]
     if searches:
         errors = [
-            with_lead(ann, coding, fitted(coding, few)[0], judged, time_steps, batch_size)[1] for coding in codings
+            fit_extrapolation(ann, coding, fitted(coding, few)[0], judged, time_steps, batch_size)[1]
+            for coding in codings
         ]
         best = codings[errors.index(min(errors))]
     parameters, reports = fitted(best, images)
-    if isinstance(best, DeltaCoding):  # no other readout has anything to fit
-        best, _ = with_lead(ann, best, parameters, images[-HELD_BACK:], time_steps, batch_size)
+    extrapolation = 0.0
+    if best.extrapolates:
+        held_back = images[-HELD_BACK:]
+        extrapolation, _ = fit_extrapolation(ann, best, parameters, held_back, time_steps, batch_size)
         report(0, "readout")
-    return best, parameters, reports
+    return best, extrapolation, parameters, reports
 
 
 def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnzoo.codings import Coding
 from snnzoo.conversion.calibration import Parameters, fill_dead, resting_inputs
-from snnzoo.conversion.codings import Coding, neuron_sites
+from snnzoo.conversion.sites import neuron_sites, parameter_names
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.cifar_resnet import OptionAShortcut
 
@@ -28,7 +29,7 @@ def data_free_parameters(ann: SpikingNet, coding: Coding) -> Parameters:
     for site, (mean, deviation) in activation_moments(ann).items():
         peak = fill_dead((mean + DEVIATIONS * deviation).clamp(min=0))
         known = {"v_threshold": peak / coding.span(1), "bias": torch.zeros_like(peak), "offset": offsets[site]}
-        parameters[site] = {name: known[name] for name in coding.parameter_names}
+        parameters[site] = {name: known[name] for name in parameter_names(coding)}
     return parameters
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from snnzoo.conversion.codings import Coding
+from snnzoo.codings import Coding
 from snnzoo.errors import UsageError
 
 

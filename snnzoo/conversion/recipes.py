@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnzoo.codings import CODINGS, Coding, Delta
+from snnzoo.codings.activations import Clamp
 from snnzoo.conversion.calibration import Site
-from snnzoo.conversion.codings import Coding, DeltaCoding, DifferentialCoding, RateCoding, SignedCoding
 from snnzoo.errors import UsageError, suggestion
 
 FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation: 1.1 down to 0.1
@@ -18,44 +18,71 @@ BIAS_PASSES = 5
 BALANCE_PASSES = 30
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 THRESHOLDS = ("max", "percentile", "mse", "balanced")
+FITTING = ("threshold", "bias_correction", "percentile")  # options of every recipe
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Base class: thresholds of least squared error, then bias correction.
+    """A coding, and how thresholds and biases are fitted to calibration images.
 
-    `default_time_steps` is what a converted network runs for unless told otherwise.
+    Args:
+        coding: what the network is converted to.
+        threshold: "mse" (least squared error of the decoded output), "max", "percentile" (robust normalisation,
+            Rueckauer et al. 2017, Front. Neurosci. 11:682), or "balanced" (local threshold balancing, without
+            simulation; for codings whose mean decodes).
+        bias_correction: whether each channel's mean error is taken out by a bias.
+        percentile: of each channel's activations, in (0, 100].
+        candidates: other settings of the coding to try; the one whose logits come closest to the ANN's at the last
+            step is taken. Without images, `coding` is.
+
+    Raises:
+        UsageError: if an argument is out of range.
     """
 
-    name: ClassVar[str]
+    coding: Coding
+    threshold: str = "mse"
+    bias_correction: bool = True
+    percentile: float = 99.9
+    candidates: tuple[Coding, ...] = ()
 
-    @property
-    def default_time_steps(self) -> int:
-        raise NotImplementedError
+    def __post_init__(self) -> None:
+        if self.threshold not in THRESHOLDS:
+            raise UsageError(f"threshold must be one of {', '.join(THRESHOLDS)}, got {self.threshold!r}")
+        if self.threshold == "balanced" and self.coding.readout != "mean":
+            raise UsageError(f"balanced thresholds are for codings whose mean decodes, not for {self.coding.name}")
+        if not 0 < self.percentile <= 100:
+            raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
 
     @property
     def site_percentile(self) -> float:
         """The percentile of activations that `fit` looks at, as `Site.percentile`."""
-        return 100.0
-
-    def codings(self) -> Sequence[Coding]:
-        """The coding; or several, of which calibration finds the best."""
-        raise NotImplementedError
-
-    def typical_coding(self) -> Coding:
-        """The coding where the best is not searched for."""
-        return self.codings()[0]
+        return self.percentile if self.threshold == "percentile" else 100.0
 
     def fit(self, site: Site) -> dict[str, Tensor]:
-        """The parameters of one neuron site."""
-        return fit_bias(site, fit_threshold(site))
+        """Return the parameters of one neuron site."""
+        theta = self._threshold(site)
+        if isinstance(site.activation, Clamp) and not site.coding.any_activation:
+            theta = theta.clamp(max=site.activation.maximum)  # neurons that know no cap send no more than theta
+        return fit_bias(site, theta) if self.bias_correction else site.parameters(theta)
+
+    def _threshold(self, site: Site) -> Tensor:
+        if self.threshold == "mse":
+            return fit_threshold(site)
+        if self.threshold == "balanced":
+            return balanced_threshold(site)
+        return (site.peak if self.threshold == "max" else site.percentile) / site.coding.span(1)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self)}
+        """Return the recipe as JSON has it; a setting that is searched for is None."""
+        settings: dict[str, Any] = self.coding.settings()
+        for name, value in settings.items():
+            if any(getattr(other, name) != value for other in self.candidates):
+                settings[name] = None
+        return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in FITTING}}
 
 
 def fit_threshold(site: Site) -> Tensor:
-    """For each channel, the fraction of the largest activation that decodes with the least squared error: `[C]`."""
+    """Return the fraction `[C]` of each channel's peak that decodes with the least squared error."""
     top = site.peak / site.coding.span(1)
     best, best_error = top, torch.full_like(top, torch.inf)
     for fraction in FRACTIONS:
@@ -84,7 +111,7 @@ def fit_bias(site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
 
 
 def balanced_threshold(site: Site) -> Tensor:
-    """The threshold at which clipping costs as much as coarse steps (after Bu et al. 2024, arXiv 2409.03368).
+    """Return the threshold at which clipping costs as much as coarse steps (after Bu et al. 2024, arXiv 2409.03368).
 
     It minimises, from the ANN's activations a alone, E[max(a - theta, 0)^2] + P(0 < a < theta) *
     (theta/T)^2 / 12, the second term being the error of T equal steps; by fixed-point iteration, `[C]`.
@@ -101,143 +128,26 @@ def balanced_threshold(site: Site) -> Tensor:
     return theta
 
 
-@dataclass(frozen=True)
-class DeltaRecipe(Recipe):
-    """Delta coding: graded spikes of up to `levels` levels, refined each step by the ratio `gamma`.
-
-    Args:
-        levels: K >= 1; 1 is ternary.
-        gamma: in (0, 1]; None searches the one whose logits come closest to the ANN's at the last step.
-
-    Raises:
-        UsageError: if an argument is out of range.
-    """
-
-    levels: int = 3
-    gamma: float | None = None
-
-    name = "delta"
-
-    def __post_init__(self) -> None:
-        _check_levels(self.levels)
-        if self.gamma is not None and not 0 < self.gamma <= 1:
-            raise UsageError(f"gamma must be in (0, 1], got {self.gamma}")
-
-    @property
-    def default_time_steps(self) -> int:
-        return 8 if self.levels == 1 else 4
-
-    def codings(self) -> Sequence[Coding]:
-        return [DeltaCoding(self.levels, gamma) for gamma in (GAMMAS if self.gamma is None else (self.gamma,))]
-
-    def typical_coding(self) -> Coding:
-        typical = 0.7 if self.levels == 1 else 0.5
-        return DeltaCoding(self.levels, typical if self.gamma is None else self.gamma)
-
-
-@dataclass(frozen=True)
-class DifferentialRecipe(Recipe):
-    """Differential coding with multi-threshold neurons (Huang et al. 2025, ICML, arXiv 2503.00301).
-
-    Args:
-        levels: n >= 1 thresholds, each half of the one before.
-
-    Raises:
-        UsageError: if `levels` is out of range.
-    """
-
-    levels: int = 8
-
-    name = "differential"
-
-    def __post_init__(self) -> None:
-        _check_levels(self.levels)
-
-    @property
-    def default_time_steps(self) -> int:
-        return 4
-
-    def codings(self) -> Sequence[Coding]:
-        return [DifferentialCoding(self.levels)]
-
-
-@dataclass(frozen=True)
-class SignedRecipe(Recipe):
-    """Signed IF neurons: ternary spikes whose mean decodes."""
-
-    name = "signed"
-
-    @property
-    def default_time_steps(self) -> int:
-        return 16
-
-    def codings(self) -> Sequence[Coding]:
-        return [SignedCoding()]
-
-
-@dataclass(frozen=True)
-class RateRecipe(Recipe):
-    """Rate coding with IF neurons (Rueckauer et al. 2017, Front. Neurosci. 11:682).
-
-    Args:
-        threshold: "mse" (least squared error of the decoded output), "max", "percentile" (robust
-            normalisation), or "balanced" (local threshold balancing, without simulation).
-        bias_correction: whether each channel's mean error is taken out by a bias.
-        percentile: of each channel's activations, in (0, 100].
-
-    Raises:
-        UsageError: if an argument is out of range.
-    """
-
-    threshold: str = "mse"
-    bias_correction: bool = True
-    percentile: float = 99.9
-
-    name = "rate"
-
-    def __post_init__(self) -> None:
-        if self.threshold not in THRESHOLDS:
-            raise UsageError(f"threshold must be one of {', '.join(THRESHOLDS)}, got {self.threshold!r}")
-        if not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
-
-    @property
-    def default_time_steps(self) -> int:
-        return 32
-
-    @property
-    def site_percentile(self) -> float:
-        return self.percentile if self.threshold == "percentile" else 100.0
-
-    def codings(self) -> Sequence[Coding]:
-        return [RateCoding()]
-
-    def fit(self, site: Site) -> dict[str, Tensor]:
-        choices = {"max": lambda _: site.peak, "percentile": lambda _: site.percentile, "balanced": balanced_threshold}
-        theta = choices.get(self.threshold, fit_threshold)(site)
-        return fit_bias(site, theta) if self.bias_correction else site.parameters(theta)
-
-
-def _check_levels(levels: int) -> None:
-    if levels < 1:
-        raise UsageError(f"levels must be at least 1, got {levels}")
-
-
-RECIPES: dict[str, type[Recipe]] = {
-    recipe.name: recipe for recipe in (DeltaRecipe, DifferentialRecipe, SignedRecipe, RateRecipe)
-}
-
-
 def make_recipe(name: str, **options: Any) -> Recipe:
-    """The recipe called `name` with these options.
+    """Return the recipe of the coding called `name`; of delta without a gamma, one that searches it.
+
+    Args:
+        options: the coding's settings, such as `levels=3`, and those of `Recipe`.
 
     Raises:
-        UsageError: for an unknown name, or an option that the recipe does not have.
+        UsageError: for an unknown name, an option that the recipe does not have, or a value out of range.
     """
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}: {suggestion(name, RECIPES, 'known: ' + ', '.join(RECIPES))}")
-    known = RECIPES[name].__dataclass_fields__
+    if name not in CODINGS:
+        raise UsageError(f"unknown recipe {name!r}: {suggestion(name, CODINGS, 'known: ' + ', '.join(CODINGS))}")
+    settings = CODINGS[name]().settings()
+    known = (*settings, *FITTING)
     for option in options:
         if option not in known:
-            raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known) or 'none'}")
-    return RECIPES[name](**options)
+            raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known)}")
+    fitting = {option: options.pop(option) for option in FITTING if option in options}
+    given = {option: value for option, value in options.items() if value is not None}
+    coding = CODINGS[name](**given)
+    if not isinstance(coding, Delta) or "gamma" in given:
+        return Recipe(coding, **fitting)
+    typical = replace(coding, gamma=0.7 if coding.levels == 1 else 0.5)
+    return Recipe(typical, **fitting, candidates=tuple(replace(coding, gamma=gamma) for gamma in GAMMAS))

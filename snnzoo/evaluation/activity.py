@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.utils.hooks import RemovableHandle
 
-from snnzoo.conversion.codings import neuron_sites
+from snnzoo.conversion.sites import neuron_sites
 
 
 @dataclass

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snnzoo.conversion.codings import neuron_sites
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import ann_input, network_input
+from snnzoo.conversion.sites import neuron_sites
 from snnzoo.functional import reset_net
 from snnzoo.models.base import SpikingNet
 

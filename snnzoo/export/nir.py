@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnzoo import ops
 from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
+from snnzoo.codings import IF, LIF, Rate
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError
 from snnzoo.export.recording import Call, record
@@ -99,7 +99,7 @@ def _needed(calls: list[Call], output: int) -> set[int]:
 
 @dataclass
 class _Draft:
-    """A convolution or linear layer whose weights still change: BN, payloads and thresholds are folded in."""
+    """A convolution or linear layer whose weights still change: BN, spike values and thresholds are folded in."""
 
     layer: nn.Conv2d | nn.Linear
     weight: Tensor
@@ -135,7 +135,7 @@ class _Builder:
         self.dt = dt
         self.nodes: dict[str, nir.NIRNode | _Draft] = {"input": nir.Input({"input": np.array(input_shape)})}
         self.edges: list[tuple[str, str]] = []
-        self.worth = {"input": _ones(input_shape[0])}  # of a unit of each node's output, in the network, [C]
+        self.spike_value = {"input": _ones(input_shape[0])}  # of a unit of each node's output, in the network, [C]
         self.signals = {-1: _Signal(input_shape, ["input"])}
 
     def graph(self, output: int, metadata: dict[str, Any]) -> nir.NIRGraph:
@@ -180,19 +180,19 @@ class _Builder:
         """Whether no neuron has been added yet."""
         return not any(isinstance(node, (nir.IF, nir.LIF, nir.Threshold)) for node in self.nodes.values())
 
-    def _give(self, name: str, node: nir.NIRNode | _Draft, worth: Tensor, shape: tuple[int, ...]) -> _Signal:
+    def _give(self, name: str, node: nir.NIRNode | _Draft, spike_value: Tensor, shape: tuple[int, ...]) -> _Signal:
         """Add a node, whose output is worth that much."""
-        self.nodes[name], self.worth[name] = node, worth
+        self.nodes[name], self.spike_value[name] = node, spike_value
         return _Signal(shape, [name])
 
     def _connect(self, x: _Signal, target: str, wanted: Tensor | None = None) -> None:
         """Lead all of `x` into `target`, in units of `wanted [C]` (1 if None)."""
         wanted = _ones(x.shape[0]) if wanted is None else wanted
         for source in x.sources:
-            factor, node = self.worth[source] / wanted, self.nodes[source]
+            factor, node = self.spike_value[source] / wanted, self.nodes[source]
             if isinstance(node, _Draft) and not self._is_used(source):
                 node.scale(factor)
-                self.worth[source] = wanted
+                self.spike_value[source] = wanted
             elif not torch.equal(factor, torch.ones_like(factor)):
                 scaled = self._give(f"{source}_to_{target}", nir.Scale(_per_neuron(factor, x.shape)), wanted, x.shape)
                 self.edges.append((source, scaled.sources[0]))
@@ -202,10 +202,10 @@ class _Builder:
     def _is_used(self, name: str) -> bool:
         return any(source == name for source, _ in self.edges)
 
-    def _common_worth(self, x: _Signal) -> Tensor:
+    def _common_spike_value(self, x: _Signal) -> Tensor:
         """What a unit of every part of `x` is worth, if that is the same; else 1."""
-        worth, *others = (self.worth[name] for name in x.sources)
-        return worth if all(torch.equal(worth, other) for other in others) else torch.ones_like(worth)
+        spike_value, *others = (self.spike_value[name] for name in x.sources)
+        return spike_value if all(torch.equal(spike_value, other) for other in others) else torch.ones_like(spike_value)
 
     def _linear(
         self,
@@ -216,12 +216,12 @@ class _Builder:
         x: _Signal,
         shape: tuple[int, ...],
     ) -> _Signal:
-        worth = self._common_worth(x)
+        spike_value = self._common_spike_value(x)
         weight = _ungrouped(weight.detach(), layer.groups if isinstance(layer, nn.Conv2d) else 1)
-        folded = weight * worth.view(1, -1, *[1] * (weight.ndim - 2))
+        folded = weight * spike_value.view(1, -1, *[1] * (weight.ndim - 2))
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
         y = self._give(name, _Draft(layer, folded, bias, x.shape[1:]), _ones(len(weight)), shape)
-        self._connect(x, name, worth)
+        self._connect(x, name, spike_value)
         return y
 
     def _batch_norm(self, call: Call, bn: nn.BatchNorm2d, x: _Signal) -> _Signal:
@@ -261,31 +261,34 @@ class _Builder:
         if len(call.shape) != 1:
             raise _cannot(call)
         flat = self._alike(call, x, nir.Flatten({"input": np.array(x.shape)}, 0, -1))
-        self.worth[call.name] = self.worth[call.name].repeat_interleave(pixels)
+        self.spike_value[call.name] = self.spike_value[call.name].repeat_interleave(pixels)
         return flat
 
     def _alike(self, call: Call, x: _Signal, node: nir.NIRNode) -> _Signal:
         """A node that treats all channels alike: what a unit is worth goes through it."""
-        y = self._give(call.name, node, self._common_worth(x), call.shape)
-        self._connect(x, call.name, self._common_worth(x))
+        y = self._give(call.name, node, self._common_spike_value(x), call.shape)
+        self._connect(x, call.name, self._common_spike_value(x))
         return y
 
     def _neuron(self, call: Call, neuron: ThresholdNode, x: _Signal) -> _Signal:
         coding, arguments = neuron.coding, neuron.arguments()
-        if not isinstance(coding, ops.IF) or coding.charge is not None:
+        if type(coding) not in (IF, LIF, Rate):
+            raise _cannot(call)
+        assert isinstance(coding, IF)
+        if coding.charge is not None or (coding.v_init and coding.v_reset is not None):
             raise _cannot(call)
         theta = torch.as_tensor(arguments["v_threshold"], dtype=torch.float64).expand(x.shape[0])
-        unit = theta if arguments.get("payload") or theta.unique().numel() > 1 else _ones(x.shape[0])
+        unit = theta if arguments.get("scaled") or theta.unique().numel() > 1 else _ones(x.shape[0])
         x = self._biased(call.name, x, arguments.get("bias", 0.0))
         threshold = theta / unit
         if coding.v_reset is None:
-            start = 0.5 * threshold if coding.half_start else torch.zeros_like(threshold)
+            start = coding.v_init * threshold
             entry = self._soft_reset(call, coding, threshold, start, x.shape)
         else:
             entry = call.name
             self.nodes[entry] = self._hard_reset(coding, threshold - coding.v_reset / unit, x.shape)
         self._connect(x, entry, unit)
-        self.worth[call.name] = unit if arguments.get("payload") else _ones(x.shape[0])
+        self.spike_value[call.name] = unit if arguments.get("scaled") else _ones(x.shape[0])
         return _Signal(call.shape, [call.name])
 
     def _biased(self, name: str, x: _Signal, bias: Any) -> _Signal:
@@ -305,24 +308,24 @@ class _Builder:
             layer, weight = nn.Conv2d(channels, channels, 1), weight[:, :, None, None]
         return self._linear(f"{name}_bias", layer, weight, bias, x, x.shape)
 
-    def _hard_reset(self, coding: ops.IF, threshold: Tensor, shape: tuple[int, ...]) -> nir.NIRNode:
+    def _hard_reset(self, coding: IF, threshold: Tensor, shape: tuple[int, ...]) -> nir.NIRNode:
         """Potentials are those above `v_reset`."""
         thresholds, zeros = _per_neuron(threshold, shape), np.zeros(shape, np.float32)
-        if not isinstance(coding, ops.LIF):
+        if not isinstance(coding, LIF):
             return nir.IF(np.full(shape, 1 / self.dt, np.float32), thresholds, zeros)
         tau, r = self._leak(coding)
         return nir.LIF(np.full(shape, tau, np.float32), np.full(shape, r, np.float32), zeros, thresholds, zeros)
 
-    def _leak(self, coding: ops.LIF) -> tuple[float, float]:
+    def _leak(self, coding: LIF) -> tuple[float, float]:
         """`tau` in seconds, and `r`."""
         steps = 1 / float(coding.reciprocal_tau)
         return steps * self.dt, 1.0 if coding.decay_input else steps
 
-    def _soft_reset(self, call: Call, coding: ops.IF, threshold: Tensor, start: Tensor, shape: tuple[int, ...]) -> str:
+    def _soft_reset(self, call: Call, coding: IF, threshold: Tensor, start: Tensor, shape: tuple[int, ...]) -> str:
         """An integrator, a threshold of the neuron's name and what it takes back; the integrator's name."""
         integrator, back = f"{call.name}_v", f"{call.name}_reset"
         taken = -threshold  # in units of the input
-        if isinstance(coding, ops.LIF):
+        if isinstance(coding, LIF):
             tau, r = self._leak(coding)
             steps = tau / self.dt
             # what is left of it after one step of leak, over what one unit of input adds

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from snnzoo import ops
+from snnzoo.codings import RELU
 from snnzoo.neuron import ThresholdNode
-from snnzoo.ops import reference
-from snnzoo.ops.spec import Delta, Differential
 
 NEGLIGIBLE = 1e-5  # so much of an offset, and of the threshold, is rounding
 
@@ -49,22 +48,23 @@ class FoldedNeuron(nn.Module):
     bias: float | Tensor
     offset: float | Tensor
     keeps_state = True
-    sends_units = False  # of a sequence, as int8, instead of what they are worth
+    sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
 
     def __init__(self, node: ThresholdNode, bias: Tensor) -> None:
         super().__init__()
         node = copy.deepcopy(node).double().requires_grad_(False)
         self.coding = _detached(node.coding)
         arguments = node.arguments()
-        self.payload = arguments.get("payload", False)
-        offset = arguments.get("offset")
-        if offset is not None:
+        self.scaled = arguments.get("scaled", False)
+        self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
+        offset = arguments.get("offset", 0.0)
+        if self.coding.bias_once and not self.absolute:
             left = offset - bias
             scale = torch.as_tensor(offset).abs() + torch.as_tensor(node.v_threshold)
-            offset = None if bool((left.abs() <= NEGLIGIBLE * scale).all()) else left
+            offset = 0.0 if bool((left.abs() <= NEGLIGIBLE * scale).all()) else left
         self._keep("v_threshold", arguments["v_threshold"])
         self._keep("bias", arguments.get("bias", 0.0) + bias)
-        self._keep("offset", 0.0 if offset is None else offset)
+        self._keep("offset", offset)
         self.reset()
 
     def _keep(self, name: str, value: float | Tensor) -> None:
@@ -90,10 +90,12 @@ class FoldedNeuron(nn.Module):
             state=self.state,
             t=self.t,
             output=output,
-            payload=self.payload,
+            activation=self.activation,
+            absolute=self.absolute,
+            scaled=self.scaled,
             keep_state=self.keeps_state,
-            out_dtype=torch.int8 if self.sends_units and output == "sequence" else None,
-            out=None if output == "sum" or self.sends_units or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
+            out_dtype=torch.int8 if self.sends_counts and output == "sequence" else None,
+            out=None if output == "sum" or self.sends_counts or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
         )
         self.state = result.state or None
         self.steps = len(x_seq)
@@ -102,19 +104,17 @@ class FoldedNeuron(nn.Module):
         assert outputs is not None
         return outputs
 
-    @property
-    def worth(self) -> float | Tensor:
-        """Of one unit of its spikes at t = 0."""
-        share = 1 / self.coding.largest_unit if isinstance(self.coding, Differential) else 1.0
-        return self.v_threshold * share if self.payload else 1.0
+    def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
+        """Return what a unit of its spikes is worth at step t."""
+        return self.v_threshold * self.coding.spike_value(t, dtype) if self.scaled else 1.0
 
     def shrink(self, x: Tensor) -> Tensor:
-        """Scale what belongs to the steps last run, `[T * N, ...]`, as units shrink from step to step, in place."""
-        if isinstance(self.coding, Delta):
-            levels = reference.powers(self.coding.gamma, self.t - self.steps, self.steps, x.dtype)
-            for level, step in zip(levels.tolist(), x.chunk(self.steps), strict=True):
-                if level != 1:
-                    step.mul_(level)
+        """Scale what belongs to the steps last run, `[T * N, ...]`, from units of t = 0 to their own, in place."""
+        first = self.coding.spike_value(0, x.dtype)
+        for t, step in zip(range(self.t - self.steps, self.t), x.chunk(self.steps), strict=True):
+            share = self.coding.spike_value(t, x.dtype) / first
+            if share != 1:
+                step.mul_(share)
         return x
 
     def extra_repr(self) -> str:

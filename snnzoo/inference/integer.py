@@ -44,7 +44,7 @@ class IntegerConv2d(nn.Conv2d):
         self.register_parameter("weight", None)
         self._source = (source,)  # in a tuple: it is no part of this module
         self.zero_point = source.coding.largest_unit if source.coding.signed else 0
-        weight = conv.weight.detach().double() * _of_inputs(source.worth, conv)
+        weight = conv.weight.detach().double() * _of_inputs(source.spike_value(0, torch.float64), conv)
         top = 127 * sum(256**i for i in range(pieces))
         scale = weight.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / top
         rounded = (weight / scale.view(-1, 1, 1, 1)).round().long()
@@ -87,8 +87,8 @@ class SpikeValues(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         source = self._source[0]
-        worth = source.worth
-        values = x * worth.view(-1, 1, 1) if isinstance(worth, Tensor) else x.float() * worth
+        value = source.spike_value(0, torch.float32)
+        values = x * value.view(-1, 1, 1) if isinstance(value, Tensor) else x.float() * value
         return source.shrink(values)
 
 
@@ -121,7 +121,7 @@ def _round_block(block: Any, source: FoldedNeuron, pieces: int) -> FoldedNeuron:
                 f"integer weights need spikes of at most {MOST_UNITS} units, {source.coding} has "
                 f"{source.coding.largest_unit}: use fewer levels or float32"
             )
-        source.sends_units = True
+        source.sends_counts = True
         return IntegerConv2d(conv, source, pieces)
 
     if isinstance(block.downsample, nn.Sequential):
@@ -134,9 +134,9 @@ def _round_block(block: Any, source: FoldedNeuron, pieces: int) -> FoldedNeuron:
     return source
 
 
-def _of_inputs(worth: float | Tensor, conv: nn.Conv2d) -> float | Tensor:
+def _of_inputs(values: float | Tensor, conv: nn.Conv2d) -> float | Tensor:
     """A value for each input channel, in the shape of the weights `[C', C / groups, ...]`."""
-    if not isinstance(worth, Tensor):
-        return worth
-    in_group = worth.double().view(conv.groups, 1, -1).expand(-1, conv.out_channels // conv.groups, -1)
+    if not isinstance(values, Tensor):
+        return values
+    in_group = values.double().view(conv.groups, 1, -1).expand(-1, conv.out_channels // conv.groups, -1)
     return in_group.reshape(conv.out_channels, -1, 1, 1)

@@ -111,12 +111,12 @@ class FoldedNetwork(nn.Module):
         return seq_to_ann_forward(self.readout(pooled.to(self.head_dtype)), self.head)
 
     def run_total(self, x_seq: Tensor, is_last: bool) -> Tensor:
-        """The sum over time of the last neuron's output, `[N, ...]`; in the end with the lead of the readout."""
-        lead = getattr(self.readout, "lead", 0.0)
-        if not (lead and is_last):
+        """The sum over time of the last neuron's output, `[N, ...]`; in the end extrapolated as the readout does."""
+        extrapolation = getattr(self.readout, "extrapolation", 0.0)
+        if not (extrapolation and is_last):
             return self.run(x_seq, output="sum")
         y_seq = self.run(x_seq)
-        return y_seq.sum(0) + lead * y_seq[-1]
+        return y_seq.sum(0) + extrapolation * y_seq[-1]
 
     def classify_total(self, total: Tensor, time_steps: int) -> Tensor:
         """Logits `[N, classes]` from the last neuron's outputs, summed over `time_steps`: `[N, ...]`."""

@@ -1,58 +1,74 @@
-"""Which implementation of the operator runs: by device, or as `use_backend` says."""
+"""The implementations of the operator: what each takes, and which of them runs a call."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnzoo.codings import IF, Coding
 from snnzoo.ops import cpu, reference
-from snnzoo.ops.spec import Arguments, Coding, Gradients, NeuronOutput
+from snnzoo.ops.spec import Arguments, Gradients, NeuronOutput
+from snnzoo.surrogate import MultiArgsSurrogateFunctionBase
 
-NAMES = ("reference", "cpu", "triton")
+__all__ = ["BACKENDS", "Backend", "choose", "forced", "named", "use_backend"]
 
-_forced: str | None = None
+InputGradients = tuple[Tensor, Tensor, Tensor]  # of the input (and the residual), of the initial v, and of 1/tau
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every neuron inside the context on one implementation, whatever the device.
+@dataclass(frozen=True)
+class Backend:
+    """One implementation.
 
     Args:
-        name: "reference" (plain PyTorch), "cpu" (the same equations in place, chunk by chunk) or "triton".
-
-    Raises:
-        ValueError: if there is no such implementation.
-        RuntimeError: if it is not to be had here; the message says why.
-
-    Example:
-        >>> with use_backend("reference"):
-        ...     net(x_seq)
+        name: for `use_backend`.
+        unavailable: returns why it cannot run on this machine; None if it can.
+        refuses: returns why it does not take a call `(x_seq, coding, arguments, gradient)`; None if it does.
+            `gradient` tells whether a backward pass follows.
+        forward: `(x_seq, coding, arguments)`, outside autograd.
+        backward: `(gradients, x_seq, coding, arguments)`, for codings of the IF family.
     """
-    global _forced
-    if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
-    reason = missing(name)
-    if reason is not None:
-        raise RuntimeError(f"the {name} backend is not to be had: {reason}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
+
+    name: str
+    unavailable: Callable[[], str | None]
+    refuses: Callable[[Tensor, Coding, Arguments, bool], str | None]
+    forward: Callable[[Tensor, Coding, Arguments], NeuronOutput]
+    backward: Callable[[Gradients, Tensor, Coding, Arguments], InputGradients]
 
 
-def missing(name: str) -> str | None:
-    """Why the implementation `name` is not to be had; None if it is."""
-    return _triton_is_missing() if name == "triton" else None
+def _fast(refuses: Callable[[Tensor, Coding, Arguments, bool], str | None]) -> Any:
+    """Return `refuses`, and what no implementation takes that is not the equations themselves."""
+
+    def refuses_too(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
+        if arguments.output == "both" and arguments.scaled != arguments.sequence_scaled:
+            return "a sequence of whole units beside a sum of what they are worth"
+        if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in arguments.parameters):
+            return "gradients of the threshold or the bias"
+        if isinstance(coding, IF) and coding.charge is not None:
+            return "a charge of the user's own"
+        if isinstance(coding, IF) and not _is_heaviside(coding.surrogate):
+            return f"{coding.surrogate}, which is no step function with a gradient_function"
+        return refuses(x_seq, coding, arguments, gradient)
+
+    return refuses_too
+
+
+def _is_heaviside(surrogate: object) -> bool:
+    """Return whether it sends spikes as its base class does, and has the gradient that it says."""
+    base, kind = MultiArgsSurrogateFunctionBase, type(surrogate)
+    if not (isinstance(surrogate, base) and surrogate.spiking and kind.forward is base.forward):
+        return False
+    return getattr(kind.spiking_function, "__func__", None) is base.spiking_function.__func__  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _triton_is_missing() -> str | None:
+def _triton_is_unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     try:
@@ -64,32 +80,85 @@ def _triton_is_missing() -> str | None:
     return "there is no CUDA device (TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU)"
 
 
+def _triton() -> Any:
+    from snnzoo.ops import triton_launch  # imports triton
+
+    return triton_launch
+
+
+BACKENDS = (
+    Backend("cpu", lambda: None, _fast(cpu.refuses), cpu.forward, cpu.backward),
+    Backend(
+        "triton",
+        _triton_is_unavailable,
+        _fast(lambda *call: _triton().refuses(*call)),
+        lambda *call: _triton().forward(*call),
+        lambda *call: _triton().backward(*call),
+    ),
+    Backend("reference", lambda: None, lambda *call: None, reference.forward, reference.backward),
+)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+_forced: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every neuron inside the context on one implementation.
+
+    Args:
+        name: "reference" (plain PyTorch), "cpu" (the same equations in place, chunk by chunk) or "triton". A call
+            that it does not take is a RuntimeError.
+
+    Raises:
+        ValueError: if there is no such implementation.
+        RuntimeError: if it is unavailable here; the message says why.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     net(x_seq)
+    """
+    global _forced
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    reason = named(name).unavailable()
+    if reason is not None:
+        raise RuntimeError(f"the {name} backend is unavailable: {reason}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
 def forced() -> str | None:
-    """What `use_backend` says."""
+    """Return what `use_backend` says."""
     return _forced
 
 
-def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    """Outside autograd, by the implementation for the device and dtype of `x_seq`, or the one that is asked for."""
-    if _runs_triton(x_seq):
-        from snnzoo.ops import triton_launch
+def choose(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) -> Backend:
+    """Return the implementation that `use_backend` says, else the first that takes the call.
 
-        return triton_launch.forward(x_seq, coding, arguments)
-    if x_seq.device.type == "cpu":
-        return cpu.forward(x_seq, coding, arguments)
-    return reference.forward(x_seq, coding, arguments)
-
-
-def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the input (and the residual), of the initial v, and of 1/tau, for `IF` and `LIF`."""
-    if _runs_triton(x_seq):
-        from snnzoo.ops import triton_launch
-
-        return triton_launch.backward(grads, x_seq, coding, arguments)
-    return cpu.backward(grads, x_seq, coding, arguments)  # plain tensor operations, for any device
+    Raises:
+        RuntimeError: if the one that `use_backend` says does not take it.
+    """
+    if _forced is not None:
+        backend = named(_forced)
+        require(_forced, backend.refuses(x_seq, coding, arguments, gradient))
+        return backend
+    return next(
+        backend
+        for backend in BACKENDS
+        if backend.unavailable() is None and backend.refuses(x_seq, coding, arguments, gradient) is None
+    )
 
 
-def _runs_triton(x_seq: Tensor) -> bool:
-    if x_seq.dtype == torch.float64:  # kernels have float32 state
-        return False
-    return _forced == "triton" or (_forced is None and x_seq.device.type == "cuda" and missing("triton") is None)
+def require(name: str, reason: str | None) -> None:
+    """Raise a RuntimeError if there is a reason why the implementation `name` does not take a call."""
+    if reason is not None:
+        raise RuntimeError(f"the {name} backend does not take this call: {reason}; leave use_backend({name!r}) out")
+
+
+def named(name: str) -> Backend:
+    """Return the implementation of that name."""
+    return next(backend for backend in BACKENDS if backend.name == name)

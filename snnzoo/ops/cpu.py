@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from snnzoo.ops import reference
-from snnzoo.ops.memory import Layout, layout_of
-from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, Gradients, NeuronOutput, state_dtype
+from snnzoo.codings import IF, LIF, Coding, Delta, Differential, Rate, Signed
+from snnzoo.ops.memory import MemoryOrder, memory_order
+from snnzoo.ops.reference import bias_is_past
+from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, Gradients, NeuronOutput, state_dtype
 
 CHUNK = 1 << 18  # elements: enough to be worth the call of an operation, few enough to stay in cache
 
@@ -26,19 +28,19 @@ Step = Callable[[int, Tensor, Tensor], None]
 class Rows:
     """Memory as `[rows, length]`, such that a per-channel parameter is `[rows, 1]` or `[1, length]`."""
 
-    def __init__(self, layout: Layout, arguments: Arguments, elements: int) -> None:
+    def __init__(self, order: MemoryOrder, arguments: Arguments, elements: int) -> None:
         """Cut into chunks of about `elements`."""
         per_channel = any(isinstance(value, Tensor) for value in arguments.parameters)
-        self.layout = layout
-        self.along_rows = per_channel and layout.inner > 1
+        self.order = order
+        self.along_rows = per_channel and order.inner > 1
         self.repeats = 1  # of all channels, in a row
         self.length = 1
         if self.along_rows:
-            self.length = layout.inner
+            self.length = order.inner
         elif per_channel:
-            self.repeats = math.gcd(layout.numel // layout.channels, 64)  # short rows are slow
-            self.length = layout.channels * self.repeats
-        self.number = layout.numel // self.length
+            self.repeats = math.gcd(order.numel // order.channels, 64)  # short rows are slow
+            self.length = order.channels * self.repeats
+        self.number = order.numel // self.length
         self.in_a_chunk = max(1, elements // self.length)
 
     def chunks(self) -> Iterator[slice]:
@@ -47,11 +49,11 @@ class Rows:
 
     def of_step(self, step: Tensor) -> Tensor:
         """`[N, C, ...]` as `[rows, length]`."""
-        return self.layout.flatten_step(step).view(self.number, self.length)
+        return self.order.flatten_step(step).view(self.number, self.length)
 
     def of_sequence(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, ...]` as `[T, rows, length]`."""
-        return self.layout.flatten(x_seq).unflatten(1, (self.number, self.length))
+        return self.order.flatten(x_seq).unflatten(1, (self.number, self.length))
 
     def of_parameter(self, value: Parameter, dtype: torch.dtype) -> Parameter:
         if not isinstance(value, Tensor):
@@ -65,12 +67,25 @@ class Rows:
         return value[chunk] if isinstance(value, Tensor) and self.along_rows else value
 
 
+def refuses(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
+    """Return why this implementation does not take the call; None if it does."""
+    if x_seq.device.type != "cpu":
+        return f"tensors on {x_seq.device}"
+    if type(coding) not in STEPS:
+        return f"the coding {type(coding).__name__}, for which it has no step"
+    if isinstance(coding, Differential) and coding.levels > MOST_THRESHOLDS:
+        return f"more than {MOST_THRESHOLDS} thresholds"
+    if arguments.activation.per_channel:
+        return f"{arguments.activation}, which differs from channel to channel"
+    return None
+
+
 def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    """`ops.multi_step_neuron`, outside autograd."""
-    layout = layout_of(x_seq)
-    result = layout.allocate(x_seq, coding, arguments)
-    if layout.numel > 0:
-        rows = Rows(layout, arguments, CHUNK)
+    """Return what `ops.multi_step_neuron` does, outside autograd."""
+    order = memory_order(x_seq)
+    result = order.allocate(x_seq, coding, arguments)
+    if order.numel > 0:
+        rows = Rows(order, arguments, CHUNK)
         worker = _Worker(rows, x_seq, coding, arguments, result)
         for chunk in rows.chunks():
             worker.run(chunk)
@@ -78,17 +93,17 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
 
 
 def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the input (and the residual), of the initial v, and of 1/tau, for `IF` and `LIF`.
+    """Return the gradients of the input (and the residual), of the initial v, and of 1/tau, of the IF family.
 
     The membrane is computed anew, chunk by chunk: nothing but the input is kept from the forward pass.
     """
     assert isinstance(coding, IF)
-    layout, dtype = layout_of(x_seq), state_dtype(x_seq.dtype)
-    grad_x = layout.empty(x_seq, x_seq.dtype, len(x_seq))
-    grad_v = layout.empty(x_seq, dtype)
+    order, dtype = memory_order(x_seq), state_dtype(x_seq.dtype)
+    grad_x = order.empty(x_seq, x_seq.dtype, len(x_seq))
+    grad_v = order.empty(x_seq, dtype)
     grad_tau = x_seq.new_zeros((), dtype=dtype)
-    if layout.numel > 0:
-        rows = Rows(layout, arguments, min(CHUNK // 2, 8 * CHUNK // len(x_seq)))
+    if order.numel > 0:
+        rows = Rows(order, arguments, min(CHUNK // 2, 8 * CHUNK // len(x_seq)))
         worker = _Worker(rows, x_seq, coding, arguments, NeuronOutput(grad_x, None, (grad_v,)))
         flat = Gradients(
             None if grads.sequence is None else rows.of_sequence(grads.sequence),
@@ -121,11 +136,10 @@ class _Worker:
         theta, bias, offset = (self.rows.cut(value, chunk) for value in self.parameters)
         state = tuple(part[chunk] for part in self.after or ()) or tuple(held)
         self._start(state, theta, chunk)
-        neuron = _neuron(self.coding, theta, self.arguments, len(self.x), state, work)
-        once = reference.enters_once(self.coding)
+        neuron = STEPS[type(self.coding)](self.coding, theta, self.arguments, len(self.x), state, work)
         direct = self.sequence if self.sequence is not None and self.sequence.dtype == self.dtype else None
         for step, x in enumerate(self.x[:, chunk].unbind(0)):
-            shift = -offset if once and self.arguments.t + step > 0 else bias
+            shift = -offset if bias_is_past(self.coding, self.arguments, self.arguments.t + step) else bias
             residual = None if self.residual is None else self.residual[step, chunk]
             y = output if direct is None else direct[step, chunk]
             neuron(step, _enter(x, residual, shift, entry), y)
@@ -147,9 +161,9 @@ class _Worker:
         assert sequence is not None
         entry, spikes, work, v = self.scratch[:4, : chunk.stop - chunk.start].unbind(0)
         theta, bias, _ = (self.rows.cut(value, chunk) for value in self.parameters)
-        worth = theta if self.arguments.payload else 1.0
+        value = theta if self.arguments.scaled else 1.0
         self._start((v,), theta, chunk)
-        neuron = _integrate_and_fire(coding, theta, False, v, work)
+        neuron = _integrate_and_fire(coding, theta, replace(self.arguments, scaled=False), len(self.x), (v,), work)
 
         def enter(step: int) -> Tensor:
             residual = None if self.residual is None else self.residual[step, chunk]
@@ -167,8 +181,8 @@ class _Worker:
             _charge(coding, v.copy_(before[step]), x, work)
             reaching = (None if grads.sequence is None else grads.sequence[step], grads.total)
             grad_s = sum((grad[chunk].to(v.dtype) for grad in reaching if grad is not None), start=zero)
-            grad_h = reference.integrate_and_fire_backward(coding, v, theta, grad_s * worth, grad_v)
-            grad_x, grad_v, to_tau = reference.charge_backward(coding, before[step], x, grad_h)
+            grad_h = coding.step_backward(v, theta, grad_s * value, grad_v)
+            grad_x, grad_v, to_tau = coding.charge_backward(before[step], x, grad_h)
             sequence[step, chunk].copy_(grad_x)
             if to_tau is not None:
                 grad_tau += to_tau.sum()
@@ -180,7 +194,7 @@ class _Worker:
             for part, before in zip(state, self.before, strict=True):
                 part.copy_(before[chunk])
             return
-        first = reference.initial_value(self.coding, theta)
+        first = self.coding.initial(theta)
         state[0].copy_(first) if isinstance(first, Tensor) else state[0].fill_(first)
         for part in state[1:]:
             part.zero_()
@@ -196,38 +210,31 @@ def _enter(x: Tensor, residual: Tensor | None, shift: Parameter, entry: Tensor) 
     return torch.add(x, shift, out=entry) if shifted else x
 
 
-def _neuron(
-    coding: Coding, theta: Parameter, arguments: Arguments, time_steps: int, state: tuple[Tensor, ...], work: Tensor
-) -> Step:
-    payload = arguments.payload if arguments.output == "sum" else arguments.sequence_payload
-    if isinstance(coding, IF):
-        return _integrate_and_fire(coding, theta, payload, state[0], work)
-    if isinstance(coding, Delta):
-        power = reference.powers(coding.gamma, arguments.t, time_steps, work.dtype)
-        return _delta(coding, _times(power, theta), payload, state[0], state[1], work)
-    if isinstance(coding, Differential):
-        return _differential(coding, theta, payload, state[0], state[1], work)
-    return _signed(theta, payload, state[0], state[1], work)
+def _is_scaled(arguments: Arguments) -> bool:
+    return arguments.scaled if arguments.output == "sum" else arguments.sequence_scaled
 
 
-def _worth(units: Tensor, theta: Parameter, payload: bool, work: Tensor) -> Tensor:
-    """What the output in `units` is worth: in its place if it is to carry that, else in `work`."""
-    return torch.mul(units, theta, out=units if payload else work)
+def _values(counts: Tensor, spike_value: Parameter, scaled: bool, work: Tensor) -> Tensor:
+    """Return what `counts` are worth: in their place if the output is to carry that, else in `work`."""
+    return torch.mul(counts, spike_value, out=counts if scaled else work)
 
 
 def _charge(coding: IF, v: Tensor, x: Tensor, work: Tensor) -> None:
     if not isinstance(coding, LIF):
         v.add_(x)
         return
-    rest = coding.v_reset or 0.0
-    leak = torch.sub(v, rest, out=work) if rest else v
+    leak = torch.sub(v, coding.rest, out=work) if coding.rest else v
     if coding.decay_input:
         v.add_(torch.sub(x, leak, out=work).mul_(coding.reciprocal_tau))
     else:
         v.sub_(torch.mul(leak, coding.reciprocal_tau, out=work)).add_(x)
 
 
-def _integrate_and_fire(coding: IF, theta: Parameter, payload: bool, v: Tensor, work: Tensor) -> Step:
+def _integrate_and_fire(
+    coding: IF, theta: Parameter, arguments: Arguments, time_steps: int, state: tuple[Tensor, ...], work: Tensor
+) -> Step:
+    (v,), scaled = state, _is_scaled(arguments)
+
     def step(_: int, x: Tensor, y: Tensor) -> None:
         _charge(coding, v, x, work)
         torch.ge(v, theta, out=y)
@@ -235,62 +242,90 @@ def _integrate_and_fire(coding: IF, theta: Parameter, payload: bool, v: Tensor, 
             v.addcmul_(v, y, value=-1)  # exact, as y is 0 or 1
             if coding.v_reset:
                 v.add_(y, alpha=coding.v_reset)
-            if payload:
+            if scaled:
                 y.mul_(theta)
-        elif isinstance(theta, Tensor) or payload:
-            v.sub_(_worth(y, theta, payload, work))
+        elif isinstance(theta, Tensor) or scaled:
+            v.sub_(_values(y, theta, scaled, work))
         else:
             v.sub_(y, alpha=theta)
 
     return step
 
 
-def _signed(theta: Parameter, payload: bool, v: Tensor, c: Tensor, work: Tensor) -> Step:
+def _signed(
+    coding: Signed, theta: Parameter, arguments: Arguments, time_steps: int, state: tuple[Tensor, ...], work: Tensor
+) -> Step:
+    (v, c), scaled = state, _is_scaled(arguments)
+
     def step(_: int, x: Tensor, y: Tensor) -> None:
         v.add_(x)
         torch.gt(c, 0, out=work)
         work.mul_(torch.lt(v, 0, out=y))
         torch.ge(v, theta, out=y).sub_(work)
         c.add_(y)
-        v.sub_(_worth(y, theta, payload, work))
+        v.sub_(_values(y, theta, scaled, work))
 
     return step
 
 
-def _accumulate(coding: Delta | Differential, m: Tensor, x: Tensor) -> None:
-    m.add_(x) if coding.differential else m.copy_(x)
+def _accumulate(m: Tensor, x: Tensor, arguments: Arguments) -> None:
+    m.copy_(x) if arguments.absolute else m.add_(x)
 
 
-def _times(power: Tensor, theta: Parameter) -> Sequence[Parameter]:
-    """The size of a level at each step; products are rounded as those of tensors."""
-    return [theta * value for value in power.tolist()] if isinstance(theta, Tensor) else (power * theta).tolist()
+def _delta(
+    coding: Delta, theta: Parameter, arguments: Arguments, time_steps: int, state: tuple[Tensor, ...], work: Tensor
+) -> Step:
+    (m, o), scaled, dtype = state, _is_scaled(arguments), work.dtype
+    shares = [coding.spike_value(arguments.t + step, dtype) for step in range(time_steps)]
+    levels: Sequence[Parameter]
+    if isinstance(theta, Tensor):
+        levels = [theta * share for share in shares]
+    else:
+        levels = (torch.tensor(shares, dtype=dtype) * theta).tolist()  # rounded as products of tensors
 
-
-def _delta(coding: Delta, level: Sequence[Parameter], payload: bool, m: Tensor, o: Tensor, work: Tensor) -> Step:
     def step(t: int, x: Tensor, y: Tensor) -> None:
-        _accumulate(coding, m, x)
-        torch.clamp(m, min=0, out=y).sub_(o).div_(level[t]).round_().clamp_(-coding.levels, coding.levels)
-        o.add_(_worth(y, level[t], payload, work))
+        _accumulate(m, x, arguments)
+        arguments.activation(m, out=y).sub_(o).div_(levels[t]).round_().clamp_(-coding.levels, coding.levels)
+        o.add_(_values(y, levels[t], scaled, work))
 
     return step
 
 
-def _differential(coding: Differential, theta: Parameter, payload: bool, m: Tensor, o: Tensor, work: Tensor) -> Step:
+def _differential(
+    coding: Differential,
+    theta: Parameter,
+    arguments: Arguments,
+    time_steps: int,
+    state: tuple[Tensor, ...],
+    work: Tensor,
+) -> Step:
     """The largest power of two 2^-k with r >= 0.75 * 2^-k = 1.5 * 2^-(k+1) is r's exponent, or the next if its
     mantissa is 1.5 or more: adding half a mantissa carries into the exponent just then."""
+    (m, o), scaled = state, _is_scaled(arguments)
     double = m.dtype == torch.float64
     integer = torch.int64 if double else torch.int32
     half, exponent = (1 << 51, 0x7FF << 52) if double else (1 << 22, 0xFF << 23)
     below = 0.75 * 2.0 ** -(coding.levels - 1)
 
     def step(_: int, x: Tensor, y: Tensor) -> None:
-        _accumulate(coding, m, x)
-        torch.clamp(m, min=0, out=y).sub_(o).div_(theta)
+        _accumulate(m, x, arguments)
+        arguments.activation(m, out=y).sub_(o).div_(theta)
         torch.abs(y, out=work).view(integer).add_(half).bitwise_and_(exponent)
         torch.threshold_(work.clamp_(max=1), below, 0.0)
         torch.copysign(work, y, out=y)
-        o.add_(_worth(y, theta, payload, work))
-        if not payload:
+        o.add_(_values(y, theta, scaled, work))
+        if not scaled:
             y.mul_(2.0 ** (coding.levels - 1))
 
     return step
+
+
+# (coding, theta, arguments, time_steps, state, scratch) -> step; a subclass may have another equation: it is not here
+STEPS: dict[type[Coding], Callable[..., Step]] = {
+    IF: _integrate_and_fire,
+    LIF: _integrate_and_fire,
+    Rate: _integrate_and_fire,
+    Signed: _signed,
+    Delta: _delta,
+    Differential: _differential,
+}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnzoo.ops import backends, operator, reference
-from snnzoo.ops.spec import Arguments, Coding, NeuronOutput
+from snnzoo.codings import RELU, Activation, Coding
+from snnzoo.ops import autograd, backends, operator, reference
+from snnzoo.ops.spec import Arguments, NeuronOutput
 
 __all__ = ["multi_step_neuron"]
 
@@ -20,11 +21,13 @@ def multi_step_neuron(
     v_threshold: float | Tensor = 1.0,
     bias: float | Tensor = 0.0,
     offset: float | Tensor = 0.0,
+    activation: Activation = RELU,
+    absolute: bool = False,
     residual: Tensor | None = None,
     state: tuple[Tensor, ...] | None = None,
     t: int = 0,
     output: str = "sequence",
-    payload: bool = False,
+    scaled: bool = False,
     out_dtype: torch.dtype | None = None,
     keep_state: bool = True,
     out: Tensor | None = None,
@@ -36,14 +39,17 @@ def multi_step_neuron(
             channels-last; a stride-0 time axis is read once.
         coding: what the neurons do.
         v_threshold: theta, positive; scalar or `[C]`.
-        bias: added to the input, scalar or `[C]`: at every step, but in differential codings at t = 0 only.
-        offset: taken off the input of differential codings at t > 0, scalar or `[C]`.
+        bias: added to the input, scalar or `[C]`: at every step, but in codings with `bias_once` at t = 0 only.
+        offset: taken off the input of codings with `bias_once` at t > 0, scalar or `[C]`.
+        activation: what outputs stand for.
+        absolute: whether a coding with `bias_once` sees the signal itself, not its changes: the neuron that encodes
+            a network's input. Its bias then enters at every step. Other codings always do.
         residual: a second input of the same shape, added to the first (its time stride may be 0, too).
         state: that of an earlier call, None to start anew.
         t: index of the first step (gamma^t; biases that enter at t = 0).
         output: "sequence", "sum" (over time) or "both".
-        payload: whether an output carries what it is worth, or whole units (`spec` says what units are worth).
-        out_dtype: of the sequence; None for that of `x_seq`. torch.int8 holds whole units, whatever `payload`
+        scaled: whether an output carries what it is worth, or counts whole units (`Coding.spike_value`).
+        out_dtype: of the sequence; None for that of `x_seq`. torch.int8 holds whole units, whatever `scaled`
             says of the sum, which has the dtype of `x_seq`.
         keep_state: False if the final state is of no interest: it is then left out, and not written.
         out: where to write the sequence. It may be `x_seq` or `residual` itself, unless their time stride is 0.
@@ -54,11 +60,15 @@ def multi_step_neuron(
         `x_seq`, `residual`, `state` and a learnable 1/tau of `IF` and `LIF`; the others have none.
 
     Raises:
-        ValueError: if shapes do not fit each other, or outputs do not fit `out_dtype` or `out`.
+        ValueError: if shapes do not fit each other, or outputs do not fit `out_dtype` or `out`; or (UsageError) if
+            the coding cannot stand for the activation.
+        RuntimeError: if `use_backend` asks for an implementation that does not take the call.
     """
     v_threshold, bias, offset = (_parameter(value, x_seq) for value in (v_threshold, bias, offset))
     dtype = out_dtype or (x_seq.dtype if out is None else out.dtype)
-    arguments = Arguments(v_threshold, bias, offset, residual, state, t, output, payload, dtype, keep_state, out)
+    arguments = Arguments(
+        v_threshold, bias, offset, residual, state, t, output, scaled, dtype, keep_state, activation, absolute, out
+    )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)
     if out is not None and result.sequence is not None and result.sequence is not out:
@@ -67,16 +77,34 @@ def multi_step_neuron(
 
 
 def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    if backends.forced() == "reference" or not operator.supports(x_seq, coding, arguments):
-        return reference.forward(x_seq, coding, arguments)
-    if torch.compiler.is_compiling() or operator.needs_gradient(x_seq, coding, arguments):
+    gradient = _needs_gradient(x_seq, coding, arguments)
+    if torch.compiler.is_compiling():
+        forced = backends.forced()
+        reason = operator.refuses(coding, arguments, gradient)
+        if forced == "reference" or (forced is None and reason is not None):
+            return reference.forward(x_seq, coding, arguments)
+        if forced is not None:
+            backends.require(forced, reason)
         return operator.call(x_seq, coding, arguments)
+    backend = backends.choose(x_seq, coding, arguments, gradient)
+    if backend.name == "reference":
+        return backend.forward(x_seq, coding, arguments)  # autograd sees each operation
+    if gradient:
+        return autograd.run(backend, x_seq, coding, arguments)
     with torch.no_grad():
-        return backends.forward(x_seq, coding, arguments)
+        return backend.forward(x_seq, coding, arguments)
+
+
+def _needs_gradient(x_seq: Tensor, coding: Coding, arguments: Arguments) -> bool:
+    """Return whether autograd must see the call."""
+    if not (coding.differentiable and torch.is_grad_enabled()):
+        return False
+    tensors = (x_seq, arguments.residual, *(arguments.state or ()), getattr(coding, "reciprocal_tau", None))
+    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
 
 def _parameter(value: float | Tensor, x_seq: Tensor) -> float | Tensor:
-    """A scalar, or `[C]`."""
+    """Return a scalar, or `[C]`."""
     if not isinstance(value, Tensor) or value.ndim > 0:
         return value
     return value.expand(x_seq.shape[2]) if x_seq.ndim > 2 else value.item()
@@ -88,6 +116,8 @@ def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
         raise ValueError(f"x_seq must have the shape [T, N, ...] with T >= 1, got {list(x_seq.shape)}")
     if arguments.output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {arguments.output!r}")
+    if arguments.activation is not RELU:
+        coding.check_activation(arguments.activation)
     for value in arguments.parameters:
         if isinstance(value, Tensor) and (x_seq.ndim < 3 or value.shape != x_seq.shape[2:3]):
             raise ValueError(

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snnzoo.ops.spec import Arguments, Coding, NeuronOutput, state_dtype
+from snnzoo.codings import Coding
+from snnzoo.ops.spec import Arguments, NeuronOutput, state_dtype
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Of one step.
+class MemoryOrder:
+    """That of one step.
 
     `order`: its dimensions from the slowest to the fastest, those of the sequence (1 is N, 2 is C ...);
     `shape`: its sizes in that order.
@@ -49,7 +50,7 @@ class Layout:
         return like.new_empty_strided(sizes, strides, dtype=dtype)
 
     def flatten_step(self, step: Tensor) -> Tensor:
-        """`[N, C, ...]` as `[outer * C * inner]` in this layout: a view where it has it already, else a copy."""
+        """`[N, C, ...]` as `[outer * C * inner]` in this order: a view where it has it already, else a copy."""
         return step.permute([d - 1 for d in self.order]).reshape(-1).contiguous()
 
     def flatten(self, x_seq: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class Layout:
         return steps_apart and out[0].permute([d - 1 for d in self.order]).is_contiguous()
 
     def allocate(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-        """Memory for what is asked for: `arguments.out`, where it has this layout, and new memory."""
+        """Memory for what is asked for: `arguments.out`, where it has this order, and new memory."""
         sequence = total = None
         if arguments.output != "sum":
             out = arguments.out
@@ -78,11 +79,20 @@ class Layout:
         kept = len(coding.state) if arguments.keep_state else 0
         return NeuronOutput(sequence, total, tuple(self.empty(x_seq, state_dtype(x_seq.dtype)) for _ in range(kept)))
 
+    def arrange(self, x_seq: Tensor, result: NeuronOutput) -> NeuronOutput:
+        """Return a copy of a result for `x_seq` in this order."""
+        sequence, total, state = result
+        return NeuronOutput(
+            None if sequence is None else self.empty(x_seq, sequence.dtype, len(sequence)).copy_(sequence),
+            None if total is None else self.empty(x_seq, total.dtype).copy_(total),
+            tuple(self.empty(x_seq, part.dtype).copy_(part) for part in state),
+        )
 
-def layout_of(x_seq: Tensor) -> Layout:
-    """That of `x_seq [T, N, ...]` where its steps are dense, else contiguous."""
+
+def memory_order(x_seq: Tensor) -> MemoryOrder:
+    """Return that of `x_seq [T, N, ...]` where its steps are dense, else contiguous."""
     strides = x_seq.stride()
     order = tuple(sorted(range(1, x_seq.ndim), key=lambda d: -strides[d]))
     if not x_seq[0].permute([d - 1 for d in order]).is_contiguous():
         order = tuple(range(1, x_seq.ndim))
-    return Layout(order, tuple(x_seq.shape[d] for d in order))
+    return MemoryOrder(order, tuple(x_seq.shape[d] for d in order))

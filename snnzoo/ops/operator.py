@@ -1,103 +1,66 @@
-"""The multi-step neuron as operators of `torch.library`: what autograd, `torch.compile` and CUDA graphs see.
+"""The multi-step neuron as operators of `torch.library`: what `torch.compile` and `torch.export` see.
 
-A coding crosses the operator's boundary as its kind and a list of numbers, since schemas know no dataclasses.
+Codings and activations cross the operator's boundary as names and numbers, since schemas know no dataclasses.
 Outputs that are not asked for are empty tensors there.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnzoo.codings import ACTIVATIONS, CODINGS, IF, LIF, Activation, Coding
 from snnzoo.ops import backends
-from snnzoo.ops.memory import layout_of
-from snnzoo.ops.spec import (
-    IF,
-    LIF,
-    Arguments,
-    Coding,
-    Delta,
-    Differential,
-    Gradients,
-    NeuronOutput,
-    Signed,
-    state_dtype,
-)
-from snnzoo.surrogate import ATan, PiecewiseQuadratic, Sigmoid, SurrogateFunctionBase
-
-SURROGATES: tuple[type[SurrogateFunctionBase], ...] = (ATan, Sigmoid, PiecewiseQuadratic)
-MOST_LEVELS = 1 << 21  # that round to integers in float32
-MOST_THRESHOLDS = 100  # powers of two that are normal numbers in float32
+from snnzoo.ops.memory import memory_order
+from snnzoo.ops.spec import Arguments, Gradients, NeuronOutput, state_dtype
 
 _COMMON = """Tensor x_seq, Tensor? residual, Tensor? state_0, Tensor? state_1, Tensor? v_threshold, Tensor? bias,
-    Tensor? offset, Tensor? reciprocal_tau, float[] scalars, str kind, float[] numbers, int t, bool payload"""
+    Tensor? offset, Tensor? reciprocal_tau, float[] scalars, str coding, float[] coding_numbers, str activation,
+    float[] activation_numbers, int t, bool scaled, bool absolute"""
+_TENSORS, _SETTINGS = 8, 8
 
 
-def supports(x_seq: Tensor, coding: Coding, arguments: Arguments) -> bool:
-    """Whether the operator does this; where it does not, the reference does."""
-    if arguments.output == "both" and arguments.payload != arguments.sequence_payload:
-        return False
+def refuses(coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
+    """Return why a call cannot cross the operator's boundary; None if it can."""
+    if _codings().get(coding.name) is not type(coding) or coding.numbers() is None:
+        return f"{coding} under torch.compile, which knows registered codings with numbers as settings"
+    activation = arguments.activation
+    if ACTIVATIONS.get(activation.name) is not type(activation) or activation.numbers() is None:
+        return f"{activation} under torch.compile"
+    if len(coding.state) > 2:
+        return "more than two state tensors under torch.compile"
+    if gradient and not isinstance(coding, IF):
+        return f"gradients of {coding} under torch.compile"
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in arguments.parameters):
-        return False
-    if isinstance(coding, IF):
-        surrogate: Any = coding.surrogate
-        return coding.charge is None and type(surrogate) in SURROGATES and surrogate.spiking
-    if isinstance(coding, Delta):
-        return coding.levels <= MOST_LEVELS
-    return not isinstance(coding, Differential) or coding.levels <= MOST_THRESHOLDS
+        return "gradients of the threshold or the bias"
+    return None
 
 
-def needs_gradient(x_seq: Tensor, coding: Coding, arguments: Arguments) -> bool:
-    """Whether autograd must see the call: only binary spikes have a surrogate gradient."""
-    if not isinstance(coding, IF) or not torch.is_grad_enabled():
-        return False
-    tensors = (x_seq, arguments.residual, *(arguments.state or ()), getattr(coding, "reciprocal_tau", None))
-    return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+def _codings() -> dict[str, type[Coding]]:
+    return {IF.name: IF, LIF.name: LIF, **CODINGS}
 
 
 def encode(coding: Coding) -> tuple[str, list[float], Tensor | None]:
-    """A coding as kind and numbers; a learnable 1/tau by itself."""
-    if isinstance(coding, IF):
-        surrogate: Any = coding.surrogate
-        v_reset = math.nan if coding.v_reset is None else coding.v_reset
-        chosen = SURROGATES.index(type(surrogate))
-        numbers = [v_reset, coding.half_start, chosen, surrogate.alpha, coding.detach_reset]
-        if not isinstance(coding, LIF):
-            return "if", numbers, None
-        tau = coding.reciprocal_tau
-        if isinstance(tau, Tensor):
-            return "lif", [*numbers, 0.0, coding.decay_input], tau
-        return "lif", [*numbers, tau, coding.decay_input], None
-    if isinstance(coding, Delta):
-        return "delta", [coding.levels, coding.gamma, coding.differential], None
-    if isinstance(coding, Differential):
-        return "differential", [coding.levels, coding.differential], None
-    return "signed", [], None
+    """Return a coding as its name and numbers; a learnable 1/tau by itself."""
+    tau = getattr(coding, "reciprocal_tau", None)
+    return coding.name, coding.numbers() or [], tau if isinstance(tau, Tensor) else None
 
 
-def decode(kind: str, numbers: list[float], reciprocal_tau: Tensor | None) -> Coding:
-    """The inverse of `encode`."""
-    if kind in ("if", "lif"):
-        v_reset, half_start, chosen, alpha, detach_reset, *leak = numbers
-        common = (None if math.isnan(v_reset) else v_reset, bool(half_start))
-        surrogate = SURROGATES[int(chosen)](alpha)
-        if kind == "if":
-            return IF(*common, surrogate, bool(detach_reset))
-        tau = leak[0] if reciprocal_tau is None else reciprocal_tau
-        return LIF(*common, surrogate, bool(detach_reset), reciprocal_tau=tau, decay_input=bool(leak[1]))
-    if kind == "delta":
-        return Delta(int(numbers[0]), numbers[1], bool(numbers[2]))
-    if kind == "differential":
-        return Differential(int(numbers[0]), bool(numbers[1]))
-    return Signed()
+def decode(name: str, numbers: list[float], reciprocal_tau: Tensor | None) -> Coding:
+    """Return the inverse of `encode`."""
+    coding = _codings()[name].from_numbers(numbers)
+    if reciprocal_tau is None:
+        return coding
+    return dataclasses.replace(coding, reciprocal_tau=reciprocal_tau)  # type: ignore[call-arg]
 
 
 def call(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    """`ops.multi_step_neuron` through the operator."""
-    kind, numbers, reciprocal_tau = encode(coding)
+    """Return what `ops.multi_step_neuron` does, through the operator."""
+    name, numbers, reciprocal_tau = encode(coding)
+    activation: Activation = arguments.activation
     tensors, scalars = [], []
     for value in arguments.parameters:
         tensors.append(value if isinstance(value, Tensor) else None)
@@ -110,10 +73,13 @@ def call(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
         *tensors,
         reciprocal_tau,
         scalars,
-        kind,
+        name,
         numbers,
+        activation.name,
+        activation.numbers() or [],
         arguments.t,
-        arguments.payload,
+        arguments.scaled,
+        arguments.absolute,
         arguments.output,
         arguments.out_dtype,
         arguments.keep_state,
@@ -125,7 +91,7 @@ def call(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
     )
 
 
-def _read(
+def _arguments(
     residual: Tensor | None,
     state_0: Tensor | None,
     state_1: Tensor | None,
@@ -134,20 +100,26 @@ def _read(
     offset: Tensor | None,
     reciprocal_tau: Tensor | None,
     scalars: list[float],
-    kind: str,
-    numbers: list[float],
+    coding: str,
+    coding_numbers: list[float],
+    activation: str,
+    activation_numbers: list[float],
     t: int,
-    payload: bool,
+    scaled: bool,
+    absolute: bool,
     output: str = "sequence",
     out_dtype: torch.dtype = torch.float32,
     keep_state: bool = False,
 ) -> tuple[Coding, Arguments]:
-    """The inverse of what `call` does to its arguments."""
+    """Return the inverse of what `call` does to its arguments."""
     values = zip((v_threshold, bias, offset), scalars, strict=True)
     theta, shift, taken_off = (scalar if tensor is None else tensor for tensor, scalar in values)
     state = tuple(part for part in (state_0, state_1) if part is not None) or None
-    arguments = Arguments(theta, shift, taken_off, residual, state, t, output, payload, out_dtype, keep_state)
-    return decode(kind, numbers, reciprocal_tau), arguments
+    function = ACTIVATIONS[activation].from_numbers(activation_numbers)
+    arguments = Arguments(
+        theta, shift, taken_off, residual, state, t, output, scaled, out_dtype, keep_state, function, absolute
+    )
+    return decode(coding, coding_numbers, reciprocal_tau), arguments
 
 
 def _four(x_seq: Tensor, result: NeuronOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -162,12 +134,15 @@ def _four(x_seq: Tensor, result: NeuronOutput) -> tuple[Tensor, Tensor, Tensor, 
     schema=f"({_COMMON}, str output, ScalarType out_dtype, bool keep_state) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(x_seq: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _four(x_seq, backends.forward(x_seq, *_read(*rest)))
+    call = x_seq, *_arguments(*rest)
+    backend = backends.choose(*call, gradient=False)
+    result = backend.forward(*call)
+    return _four(x_seq, memory_order(x_seq).arrange(x_seq, result) if backend.name == "reference" else result)
 
 
 @_forward.register_fake
 def _(x_seq: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _four(x_seq, layout_of(x_seq).allocate(x_seq, *_read(*rest)))
+    return _four(x_seq, memory_order(x_seq).allocate(x_seq, *_arguments(*rest)))
 
 
 @torch.library.custom_op(
@@ -178,27 +153,29 @@ def _(x_seq: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _backward(
     grad_sequence: Tensor | None, grad_total: Tensor | None, grad_state: Tensor | None, x_seq: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.backward(Gradients(grad_sequence, grad_total, grad_state), x_seq, *_read(*rest))
+    call = x_seq, *_arguments(*rest)
+    backend = backends.choose(*call, gradient=True)
+    return backend.backward(Gradients(grad_sequence, grad_total, grad_state), *call)
 
 
 @_backward.register_fake
 def _(
     grad_sequence: Tensor | None, grad_total: Tensor | None, grad_state: Tensor | None, x_seq: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout, dtype = layout_of(x_seq), state_dtype(x_seq.dtype)
-    grad_x = layout.empty(x_seq, x_seq.dtype, len(x_seq))
-    return grad_x, layout.empty(x_seq, dtype), x_seq.new_empty((), dtype=dtype)
+    order, dtype = memory_order(x_seq), state_dtype(x_seq.dtype)
+    grad_x = order.empty(x_seq, x_seq.dtype, len(x_seq))
+    return grad_x, order.empty(x_seq, dtype), x_seq.new_empty((), dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8])
-    ctx.settings = inputs[8:13]
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.settings = inputs[_TENSORS : _TENSORS + _SETTINGS]
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    if ctx.settings[1] not in ("if", "lif"):
-        return (None,) * 16  # only binary spikes have a surrogate gradient
+    if not issubclass(_codings()[ctx.settings[1]], IF):
+        return (None,) * 19  # only binary spikes have a surrogate gradient
     _, residual, state_0, *_, tau = ctx.saved_tensors
     grad_sequence, grad_total, grad_state = (None if g is None or g.numel() == 0 else g for g in grads[:3])
     grad_x, grad_v, grad_tau = torch.ops.snnzoo.multi_step_neuron_backward(
@@ -210,7 +187,7 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
         None if state_0 is None else grad_v.to(state_0.dtype),
         *(None,) * 4,  # state_1, v_threshold, bias, offset
         None if tau is None else grad_tau.to(tau.dtype),
-        *(None,) * 8,
+        *(None,) * 11,
     )
 
 

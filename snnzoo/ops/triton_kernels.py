@@ -1,8 +1,8 @@
 """The neuron equations as Triton kernels: one pass over all T steps, the state in float32 registers.
 
-The equations are those of `reference`, operation by operation; kernels are launched without contraction to fused
+The equations are those of the codings, operation by operation; kernels are launched without contraction to fused
 multiply-adds and divide with correct rounding, so that spikes are equal. A step lies in memory as
-`[outer, channels, inner]` (see `layout`); each program has a block of it, and walks through time.
+`[outer, channels, inner]` (see `memory`); each program has a block of it, and walks through time.
 """
 
 # mypy: ignore-errors
@@ -62,24 +62,24 @@ def reset(h, theta, rest, HARD: tl.constexpr):
 def signed(v, c, x, theta):
     """An IF neuron that can take a spike back."""
     v = v + x
-    units = tl.where(v >= theta, 1.0, 0.0) - tl.where((v < 0.0) & (c > 0.0), 1.0, 0.0)
-    worth = units * theta
-    return units, worth, v - worth, c + units
+    counts = tl.where(v >= theta, 1.0, 0.0) - tl.where((v < 0.0) & (c > 0.0), 1.0, 0.0)
+    value = counts * theta
+    return counts, value, v - value, c + counts
 
 
 @triton.jit
-def refine(m, o, x, theta, power, levels, KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr):
-    """Delta and differential neurons; `levels` is K, or 2^(n-1)."""
+def refine(m, o, x, theta, power, levels, lower, upper, KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr):
+    """Delta and differential neurons; `levels` is K, or 2^(n-1); what they follow is clamped to lower ... upper."""
     if DIFFERENTIAL:
         m = m + x
     else:
         m = x
-    r = tl.maximum(m, 0.0) - o
+    r = tl.minimum(tl.maximum(m, lower), upper) - o
     if KIND == "delta":
         q = theta * power
         r = tl.minimum(tl.maximum(tl.div_rn(r, q + tl.zeros_like(r)), -levels), levels)
-        units = (r + ROUND) - ROUND
-        worth = units * q
+        counts = (r + ROUND) - ROUND
+        value = counts * q
     else:
         # adding half a mantissa carries into the exponent just if the mantissa is 1.5 or more
         r = tl.div_rn(r, theta + tl.zeros_like(r))
@@ -87,9 +87,9 @@ def refine(m, o, x, theta, power, levels, KIND: tl.constexpr, DIFFERENTIAL: tl.c
         size = tl.minimum(bits.to(tl.float32, bitcast=True), 1.0)
         size = tl.where(size * levels >= 1.0, size, 0.0)
         size = tl.where(r < 0.0, -size, size)
-        units = size * levels
-        worth = size * theta
-    return units, worth, m, o + worth
+        counts = size * levels
+        value = size * theta
+    return counts, value, m, o + value
 
 
 @triton.jit(do_not_specialize=["time_steps", "t"])
@@ -111,9 +111,12 @@ def forward_kernel(
     offset,
     reciprocal_tau,
     rest,
+    v_init,
     gamma,
     power,
     levels,
+    lower,
+    upper,
     numel,
     channels,
     inner,
@@ -125,9 +128,8 @@ def forward_kernel(
     KIND: tl.constexpr,
     HARD: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
-    HALF_START: tl.constexpr,
     DIFFERENTIAL: tl.constexpr,
-    PAYLOAD: tl.constexpr,
+    SCALED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -139,7 +141,7 @@ def forward_kernel(
     offset = load_parameter(offset_ptr, offset, channel, mask)
     if tau_ptr is not None:
         reciprocal_tau = tl.load(tau_ptr).to(tl.float32)
-    first = initial(before_0_ptr, theta, rest, offsets, mask, HALF_START, BLOCK)
+    first = initial(before_0_ptr, theta, rest, v_init, offsets, mask, BLOCK)
     second = tl.zeros([BLOCK], tl.float32)
     if before_1_ptr is not None:
         second = tl.load(before_1_ptr + offsets, mask=mask, other=0.0)
@@ -151,16 +153,18 @@ def forward_kernel(
         else:
             x = x + bias
         if REFINES:
-            units, worth, first, second = refine(first, second, x, theta, power, levels, KIND, DIFFERENTIAL)
+            counts, value, first, second = refine(
+                first, second, x, theta, power, levels, lower, upper, KIND, DIFFERENTIAL
+            )
             power = tl.maximum(power * gamma, SMALLEST_LEVEL)
         elif KIND == "signed":
-            units, worth, first, second = signed(first, second, x, theta)
+            counts, value, first, second = signed(first, second, x, theta)
         else:
             h = charge(first, x, reciprocal_tau, rest, KIND == "lif", DECAY_INPUT)
-            units = tl.where(h >= theta, 1.0, 0.0)
-            worth = units * theta
+            counts = tl.where(h >= theta, 1.0, 0.0)
+            value = counts * theta
             first = reset(h, theta, rest, HARD)
-        y = worth if PAYLOAD else units
+        y = value if SCALED else counts
         if sequence_ptr is not None:
             tl.store(sequence_ptr + offsets, y.to(sequence_ptr.dtype.element_ty), mask=mask)
             sequence_ptr += sequence_stride
@@ -189,14 +193,12 @@ def block_of(numel, channels, inner, WIDE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def initial(before_ptr, theta, rest, offsets, mask, HALF_START: tl.constexpr, BLOCK: tl.constexpr):
+def initial(before_ptr, theta, rest, v_init, offsets, mask, BLOCK: tl.constexpr):
     """The state before the first step: that of an earlier call, or the coding's."""
     if before_ptr is not None:
         value = tl.load(before_ptr + offsets, mask=mask, other=0.0)
-    elif HALF_START:
-        value = tl.zeros([BLOCK], tl.float32) + 0.5 * theta
     else:
-        value = tl.zeros([BLOCK], tl.float32) + rest
+        value = tl.zeros([BLOCK], tl.float32) + (v_init * theta + rest)
     return value
 
 
@@ -210,6 +212,7 @@ def surrogate_gradient(x, alpha, SURROGATE: tl.constexpr):
         p = 1.0 / (1.0 + tl.exp(-alpha * x))
         slope = alpha * p * (1.0 - p)
     else:
+        tl.static_assert(SURROGATE == "PiecewiseQuadratic")
         slope = tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0)
     return slope
 
@@ -228,7 +231,7 @@ def walk_back(
     offsets,
     mask,
     theta,
-    worth,
+    spike_value,
     bias,
     reciprocal_tau,
     rest,
@@ -273,7 +276,7 @@ def walk_back(
             offsets,
             mask,
             theta,
-            worth,
+            spike_value,
             bias,
             reciprocal_tau,
             rest,
@@ -303,7 +306,7 @@ def walk_back(
         through = tl.zeros_like(h) + 1.0
         if not DETACH:
             through -= theta * slope
-    grad_h = grad_s * worth * slope + grad_v * through
+    grad_h = grad_s * spike_value * slope + grad_v * through
     grad_x = grad_h
     before = grad_h
     if LEAKY:
@@ -338,6 +341,7 @@ def backward_kernel(
     bias,
     reciprocal_tau,
     rest,
+    v_init,
     alpha,
     numel,
     channels,
@@ -349,9 +353,8 @@ def backward_kernel(
     LEAKY: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     HARD: tl.constexpr,
-    HALF_START: tl.constexpr,
     DETACH: tl.constexpr,
-    PAYLOAD: tl.constexpr,
+    SCALED: tl.constexpr,
     SURROGATE: tl.constexpr,
     STEPS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -362,10 +365,10 @@ def backward_kernel(
     offsets, mask, channel = block_of(numel, channels, inner, WIDE, BLOCK)
     theta = load_parameter(theta_ptr, theta, channel, mask)
     bias = load_parameter(bias_ptr, bias, channel, mask)
-    worth = theta if PAYLOAD else 1.0
+    spike_value = theta if SCALED else 1.0
     if tau_ptr is not None:
         reciprocal_tau = tl.load(tau_ptr).to(tl.float32)
-    v = initial(before_ptr, theta, rest, offsets, mask, HALF_START, BLOCK)
+    v = initial(before_ptr, theta, rest, v_init, offsets, mask, BLOCK)
     earlier = (time_steps - 1) // STEPS  # groups before the last one
     for _group in range(earlier):
         tl.store(checkpoint_ptr + offsets, v, mask=mask)
@@ -401,7 +404,7 @@ def backward_kernel(
             offsets,
             mask,
             theta,
-            worth,
+            spike_value,
             bias,
             reciprocal_tau,
             rest,

@@ -3,74 +3,103 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from snnzoo.ops import reference
+from snnzoo.codings import IF, LIF, RELU, Coding, Delta, Differential, Rate, Signed
+from snnzoo.codings.activations import Clamp
 from snnzoo.ops import triton_kernels as kernels
-from snnzoo.ops.memory import Layout, layout_of
-from snnzoo.ops.spec import IF, LIF, Arguments, Coding, Delta, Differential, Gradients, NeuronOutput, Signed
+from snnzoo.ops.memory import MemoryOrder, memory_order
+from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, Gradients, NeuronOutput
+from snnzoo.surrogate import ATan, PiecewiseQuadratic, Sigmoid
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 MOST_STEPS = 16  # of a backward pass that stay in registers; with a learned 1/tau, half of them
+MOST_LEVELS = 1 << 21  # that `triton_kernels.ROUND` rounds to integers
 WARPS = 4
 WIDE_FROM = 2**31 - 2**16  # neurons of a step: beyond, offsets need 64 bits
 
+KINDS: dict[type[Coding], str] = {
+    IF: "if",
+    LIF: "lif",
+    Rate: "if",
+    Signed: "signed",
+    Delta: "delta",
+    Differential: "differential",
+}
+SURROGATES = {ATan: "ATan", Sigmoid: "Sigmoid", PiecewiseQuadratic: "PiecewiseQuadratic"}
+
+
+def refuses(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
+    """Return why the kernels do not take the call; None if they do."""
+    if not (x_seq.is_cuda or INTERPRETED):
+        return f"tensors on {x_seq.device} (TRITON_INTERPRET=1, set before triton is imported, runs kernels on a CPU)"
+    if x_seq.dtype == torch.float64:
+        return "float64: the state of kernels is float32"
+    if type(coding) not in KINDS:
+        return f"the coding {type(coding).__name__}, for which there is no kernel"
+    if gradient and isinstance(coding, IF) and type(coding.surrogate) not in SURROGATES:
+        return f"gradients of the surrogate {type(coding.surrogate).__name__}, for which there is no kernel"
+    if isinstance(coding, Delta) and coding.levels > MOST_LEVELS:
+        return f"more than {MOST_LEVELS} levels"
+    if isinstance(coding, Differential) and coding.levels > MOST_THRESHOLDS:
+        return f"more than {MOST_THRESHOLDS} thresholds"
+    if arguments.activation != RELU and type(arguments.activation) is not Clamp:
+        return f"the activation {arguments.activation}, for which there is no kernel"
+    return None
+
 
 def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
-    """`ops.multi_step_neuron`, outside autograd."""
-    layout = layout_of(x_seq)
-    result = layout.allocate(x_seq, coding, arguments)
-    if layout.numel == 0:
+    """Return what `ops.multi_step_neuron` does, outside autograd."""
+    order = memory_order(x_seq)
+    result = order.allocate(x_seq, coding, arguments)
+    if order.numel == 0:
         return result
-    flat = _Flat(layout, x_seq, arguments)
-    block = _block(layout, 8)
-    gamma, power = 1.0, 1.0
-    levels = 0.0
-    if isinstance(coding, Delta):
-        gamma, levels = coding.gamma, float(coding.levels)
-        power = reference.powers(gamma, arguments.t, 1, torch.float32).item()
-    elif isinstance(coding, Differential):
-        levels = 2.0 ** (coding.levels - 1)
-    sequence = None if result.sequence is None else layout.flatten(result.sequence)
-    (before_0, before_1), (after_0, after_1) = flat.state, _two(result.state)
-    with _on(x_seq):
-        kernels.forward_kernel[(triton.cdiv(layout.numel, block),)](
+    flat = _FlatArguments(order, x_seq, arguments)
+    block = _block(order, 8)
+    activation = arguments.activation
+    lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
+    sequence = None if result.sequence is None else order.flatten(result.sequence)
+    (before_0, before_1), (after_0, after_1) = flat.state, _pair(result.state)
+    with _device_of(x_seq):
+        kernels.forward_kernel[(triton.cdiv(order.numel, block),)](
             flat.x,
             flat.residual,
             sequence,
-            _flat(layout, result.total),
+            _flat_step(order, result.total),
             before_0,
             before_1,
-            _flat(layout, after_0),
-            _flat(layout, after_1),
+            _flat_step(order, after_0),
+            _flat_step(order, after_1),
             *flat.tensors,
             _tau_tensor(coding, x_seq),
             *flat.scalars,
             _tau(coding),
-            _rest(coding),
-            gamma,
-            power,
-            levels,
-            layout.numel,
-            layout.channels,
-            layout.inner,
+            *_start(coding),
+            getattr(coding, "gamma", 1.0),
+            coding.spike_value(arguments.t, torch.float32),
+            float(coding.largest_unit),
+            lower,
+            upper,
+            order.numel,
+            order.channels,
+            order.inner,
             flat.x.stride(0),
             0 if flat.residual is None else flat.residual.stride(0),
             0 if sequence is None else sequence.stride(0),
             len(x_seq),
             arguments.t,
-            KIND=_kind(coding),
+            KIND=KINDS[type(coding)],
             HARD=isinstance(coding, IF) and coding.v_reset is not None,
             DECAY_INPUT=isinstance(coding, LIF) and coding.decay_input,
-            HALF_START=isinstance(coding, Signed) or (isinstance(coding, IF) and coding.half_start),
-            DIFFERENTIAL=reference.enters_once(coding),
-            PAYLOAD=arguments.payload if arguments.output == "sum" else arguments.sequence_payload,
-            WIDE=layout.numel > WIDE_FROM,
+            DIFFERENTIAL=coding.bias_once and not arguments.absolute,
+            SCALED=arguments.scaled if arguments.output == "sum" else arguments.sequence_scaled,
+            WIDE=order.numel > WIDE_FROM,
             BLOCK=block,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -79,47 +108,47 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
 
 
 def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the input (and the residual), of the initial v, and of 1/tau, for `IF` and `LIF`.
+    """Return the gradients of the input (and the residual), of the initial v, and of 1/tau, of the IF family.
 
     The membrane is computed anew, in registers: nothing but the input is kept from the forward pass.
     """
     assert isinstance(coding, IF)
     surrogate: Any = coding.surrogate
-    layout, time_steps = layout_of(x_seq), len(x_seq)
-    grad_x = layout.empty(x_seq, x_seq.dtype, time_steps)
-    grad_v = layout.empty(x_seq, torch.float32)
-    if layout.numel == 0:
+    order, time_steps = memory_order(x_seq), len(x_seq)
+    grad_x = order.empty(x_seq, x_seq.dtype, time_steps)
+    grad_v = order.empty(x_seq, torch.float32)
+    if order.numel == 0:
         return grad_x, grad_v, x_seq.new_zeros((), dtype=torch.float32)
-    flat = _Flat(layout, x_seq, arguments)
-    block = _block(layout, 4)
-    programs = triton.cdiv(layout.numel, block)
+    flat = _FlatArguments(order, x_seq, arguments)
+    block = _block(order, 4)
+    programs = triton.cdiv(order.numel, block)
     tau = _tau_tensor(coding, x_seq)
     steps = min(MOST_STEPS if tau is None else MOST_STEPS // 2, triton.next_power_of_2(time_steps))
     earlier_groups = (time_steps - 1) // steps
-    checkpoints = x_seq.new_empty((max(1, earlier_groups * layout.numel),), dtype=torch.float32)
+    checkpoints = x_seq.new_empty((max(1, earlier_groups * order.numel),), dtype=torch.float32)
     grad_tau = None if tau is None else x_seq.new_empty((programs,), dtype=torch.float32)
-    per_step = None if grads.sequence is None else layout.flatten(grads.sequence)
-    with _on(x_seq):
+    per_step = None if grads.sequence is None else order.flatten(grads.sequence)
+    with _device_of(x_seq):
         kernels.backward_kernel[(programs,)](
             flat.x,
             flat.residual,
             flat.state[0],
             per_step,
-            _flat(layout, grads.total),
-            _flat(layout, grads.state),
-            layout.flatten(grad_x),
-            _flat(layout, grad_v),
+            _flat_step(order, grads.total),
+            _flat_step(order, grads.state),
+            order.flatten(grad_x),
+            _flat_step(order, grad_v),
             grad_tau,
             checkpoints,
             *flat.tensors[:2],
             tau,
             *flat.scalars[:2],
             _tau(coding),
-            _rest(coding),
+            *_start(coding),
             surrogate.alpha,
-            layout.numel,
-            layout.channels,
-            layout.inner,
+            order.numel,
+            order.channels,
+            order.inner,
             flat.x.stride(0),
             0 if flat.residual is None else flat.residual.stride(0),
             0 if per_step is None else per_step.stride(0),
@@ -127,12 +156,11 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
             LEAKY=isinstance(coding, LIF),
             DECAY_INPUT=isinstance(coding, LIF) and coding.decay_input,
             HARD=coding.v_reset is not None,
-            HALF_START=coding.half_start,
             DETACH=coding.detach_reset,
-            PAYLOAD=arguments.payload,
-            SURROGATE=type(surrogate).__name__,
+            SCALED=arguments.scaled,
+            SURROGATE=SURROGATES[type(surrogate)],
             STEPS=steps,
-            WIDE=layout.numel > WIDE_FROM,
+            WIDE=order.numel > WIDE_FROM,
             BLOCK=block,
             num_warps=WARPS,
             enable_fp_fusion=False,
@@ -140,43 +168,36 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
     return grad_x, grad_v, x_seq.new_zeros((), dtype=torch.float32) if grad_tau is None else grad_tau.sum()
 
 
-class _Flat:
+class _FlatArguments:
     """The arguments as kernels take them: a step flat in memory order, parameters as `[C]` or scalars."""
 
-    def __init__(self, layout: Layout, x_seq: Tensor, arguments: Arguments) -> None:
-        if not (x_seq.is_cuda or INTERPRETED):
-            raise RuntimeError(
-                f"the triton backend runs on CUDA tensors, got one on {x_seq.device} "
-                "(TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU)"
-            )
-        self.x = layout.flatten(x_seq)
-        self.residual = None if arguments.residual is None else layout.flatten(arguments.residual)
-        self.state = [_flat(layout, part) for part in _two(arguments.state or ())]
+    def __init__(self, order: MemoryOrder, x_seq: Tensor, arguments: Arguments) -> None:
+        self.x = order.flatten(x_seq)
+        self.residual = None if arguments.residual is None else order.flatten(arguments.residual)
+        self.state = [_flat_step(order, part) for part in _pair(arguments.state or ())]
         self.tensors = [value.contiguous() if isinstance(value, Tensor) else None for value in arguments.parameters]
         self.scalars = [0.0 if isinstance(value, Tensor) else float(value) for value in arguments.parameters]
 
 
-def _flat(layout: Layout, step: Tensor | None) -> Tensor | None:
-    return None if step is None else layout.flatten_step(step)
+def _flat_step(order: MemoryOrder, step: Tensor | None) -> Tensor | None:
+    return None if step is None else order.flatten_step(step)
 
 
-def _two(state: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Return two state tensors, None for those that a coding has not."""
     first, second = (*state, None, None)[:2]
     return first, second
 
 
-def _block(layout: Layout, per_thread: int) -> int:
+def _block(order: MemoryOrder, per_thread: int) -> int:
     """Neurons of a program: few where there are few, so that every multiprocessor has some."""
     largest = 32 * WARPS * per_thread
-    return largest if layout.numel >= 1024 * largest else largest // 4
+    return largest if order.numel >= 1024 * largest else largest // 4
 
 
-def _kind(coding: Coding) -> str:
-    return type(coding).__name__.lower()
-
-
-def _rest(coding: Coding) -> float:
-    return (coding.v_reset or 0.0) if isinstance(coding, IF) else 0.0
+def _start(coding: Coding) -> tuple[float, float]:
+    """Return where v rests, and how many thresholds above it starts."""
+    return float(getattr(coding, "rest", 0.0)), float(getattr(coding, "v_init", 0.0))
 
 
 def _tau_tensor(coding: Coding, x_seq: Tensor) -> Tensor | None:
@@ -189,6 +210,6 @@ def _tau(coding: Coding) -> float:
     return 0.0 if isinstance(tau, Tensor) else float(tau)
 
 
-def _on(x_seq: Tensor) -> Any:
+def _device_of(x_seq: Tensor) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(x_seq.device) if x_seq.is_cuda else contextlib.nullcontext()
