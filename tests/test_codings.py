@@ -105,7 +105,7 @@ def test_a_surrogate_from_outside_gives_equal_spikes_and_its_gradient_in_every_w
         else:
             with ops.use_backend(name):
                 spikes = forward(x)
-        results.append((spikes.detach(), torch.autograd.grad(spikes.square().sum(), x)[0]))
+        results.append((spikes.detach(), torch.autograd.grad(spikes.sum(), x)[0]))
 
     def node(mode="m"):
         return neuron.LIFNode(surrogate_function=Flat(0.3), step_mode=mode)
@@ -117,7 +117,7 @@ def test_a_surrogate_from_outside_gives_equal_spikes_and_its_gradient_in_every_w
     run(node(), "cpu")
     run(lambda x: torch.stack([single(part) for part in x]))
     run(torch.compile(node(), fullgraph=True, backend="aot_eager"))
-    assert results[0][1].abs().min() > 0
+    assert results[0][1].count_nonzero() > 0
     for spikes, gradient in results[1:]:
         assert torch.equal(spikes, results[0][0])
         torch.testing.assert_close(gradient, results[0][1])
