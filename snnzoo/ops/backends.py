@@ -61,10 +61,11 @@ def _fast(refuses: Callable[[Tensor, Coding, Arguments, bool], str | None]) -> A
 
 def _is_heaviside(surrogate: object) -> bool:
     """Return whether it sends spikes as its base class does, and has the gradient that it says."""
-    base, kind = MultiArgsSurrogateFunctionBase, type(surrogate)
+    base: Any = MultiArgsSurrogateFunctionBase
+    kind: Any = type(surrogate)
     if not (isinstance(surrogate, base) and surrogate.spiking and kind.forward is base.forward):
         return False
-    return getattr(kind.spiking_function, "__func__", None) is base.spiking_function.__func__  # type: ignore[attr-defined]
+    return getattr(kind.spiking_function, "__func__", None) is base.spiking_function.__func__
 
 
 @functools.cache
