@@ -89,6 +89,27 @@ def test_a_whole_module_in_a_training_checkpoint_is_read():
     assert found.extra["epoch"] == 3
 
 
+class Learner:
+    """As fastai's: no module, but it has one, and callbacks that have it."""
+
+    def __init__(self, model):
+        self.model = model
+        self.callbacks = [self]
+
+
+def test_an_object_that_trains_a_module_is_read_as_that_module():
+    net = torchvision.models.resnet18(num_classes=10)
+    found = unwrap(read_checkpoint(saved(Learner(net))), "file")
+    assert_same(found.state_dict, net.state_dict())
+    assert found.wrapping == ("model",)
+
+
+def test_a_whole_module_around_another_is_read():
+    net = torchvision.models.resnet18(num_classes=10)
+    for whole in (torch.optim.swa_utils.AveragedModel(net), nn.Sequential(collections.OrderedDict(model=net))):
+        assert_same(unwrap(read_checkpoint(saved(whole)), "file").state_dict, net.state_dict())
+
+
 def test_a_graph_module_is_read():
     net = torch.fx.symbolic_trace(torchvision.models.resnet18(num_classes=2))
     assert_same(read_checkpoint(saved(net)), net.state_dict())

@@ -41,7 +41,7 @@ _MISTAKEN = {  # what users download or keep under a checkpoint's name
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
     b"\x89HDF": "an HDF5 file, as of Keras: the zoo reads PyTorch's and safetensors",
     b"\x93NUMPY": "a NumPy array: the zoo reads PyTorch's and safetensors",
-    b"\x80": "a pickle that torch.save did not write: refused, because loading it could run any code",
+    b"\x80": "a pickle that torch.save did not write: save its state_dict with torch.save where it was written",
 }
 
 

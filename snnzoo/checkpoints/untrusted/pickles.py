@@ -287,9 +287,9 @@ class _Machine:
 
     # Plain values.
 
-    def dict_of(self, pairs: Any = (), *_: Any) -> dict[Any, Any]:
-        if type(pairs) is dict:
-            return pairs
+    def dict_of(self, pairs: Any = (), *_: Any) -> Any:
+        if type(pairs) not in (list, tuple):
+            return pairs if type(pairs) is dict else Opaque("a dict of what is no list", (pairs,))
         self._spend(len(pairs))
         made: dict[Any, Any] = {}
         for key, value in pairs:
