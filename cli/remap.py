@@ -73,4 +73,7 @@ def _write(output: Path, state_dict: dict[str, Tensor], replace: bool) -> None:
     import torch
 
     with atomic_output(output, replace=replace) as temporary:
-        torch.save(state_dict, temporary)
+        try:
+            torch.save(state_dict, temporary)
+        except RuntimeError as error:  # its writer has no other for a full disk
+            raise OSError("torch.save could not write all of it: is the disk full?") from error

@@ -62,6 +62,30 @@ def test_a_failure_leaves_the_old_file_and_nothing_else():
     assert os.listdir() == ["file"]
 
 
+FULL_DISK = """
+import resource, signal, sys
+import torch
+from torch import nn
+import snnzoo
+from snnzoo.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+torch.save(snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s").state_dict(), "in.pth")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+for name in ("out.pth", "out.safetensors"):
+    sys.argv = ["snnzoo", "remap", "in.pth", "--to", "timm", "-q", "-o", name]
+    print(main._run())
+"""
+
+
+def test_a_disk_that_fills_up_is_one_line_whatever_library_writes():
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True)
+    assert done.stdout == "1\n1\n", done.stderr
+    pth, safetensors = done.stderr.splitlines()
+    assert pth == "Error: out.pth: cannot write: torch.save could not write all of it: is the disk full?"
+    assert safetensors.startswith("Error: out.safetensors: cannot write: ")
+    assert os.listdir() == ["in.pth"]
+
+
 def test_a_file_that_appears_meanwhile_is_not_replaced():
     def write_while_another_does():
         with atomic_output(Path("file"), replace=False) as temporary:

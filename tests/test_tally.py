@@ -67,3 +67,17 @@ def test_a_label_beyond_the_networks_classes_is_an_error(networks, data):
     wrong = TensorDataset(data.tensors[0][:2], torch.tensor([3, 7]))
     with pytest.raises(UsageError, match=r"label 7.*7 classes"):
         evaluate(*networks, wrong, [1])
+
+
+def test_confusions_of_ten_thousand_classes_take_no_more_than_their_images():
+    classes = 10_000
+    whole = Tally.empty([1], classes)
+    for i in range(300):
+        part = Tally.empty([1], classes)
+        logits = torch.zeros(2, classes)
+        logits[0, i] = logits[1, 2 * i] = 1
+        part.count(torch.tensor([i, i]), logits, logits[None])
+        whole = whole.plus(part)
+    assert whole.images == 600
+    assert len(json.dumps(whole.to_dict())) < 20_000
+    assert Tally.from_dict(json.loads(json.dumps(whole.to_dict()))).confusion == whole.confusion

@@ -6,6 +6,7 @@ what they claim to hold is checked against their size before anything is allocat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -146,12 +148,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 check_name(key)
                 tensors[key] = value = file.get_tensor(key)
+                if not _can_be_copied(value.dtype):
+                    raise CheckpointError(f"{key} is of type {value.dtype}, which PyTorch cannot compute with")
                 claims.add(value.shape, value.element_size())
             return tensors, dict(file.metadata() or {})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # beyond SafetensorError, what the types it does not know raise
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {_one_line(error)}") from error
+
+
+@functools.cache
+def _can_be_copied(dtype: torch.dtype) -> bool:
+    try:
+        torch.empty(1, dtype=dtype).clone()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def write_safetensors(

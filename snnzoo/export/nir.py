@@ -16,6 +16,7 @@ the next step. This also holds rate coding's start from half the threshold.
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,10 @@ def write_nir(
         SnnzooError: as `to_nir`, or if the file cannot be written.
     """
     graph = to_nir(net, input_shape, **options)
+    content = io.BytesIO()  # HDF5 may not notice that a disk is full
+    nir.write(content, graph)
     with atomic_output(Path(path), replace=replace) as temporary:
-        nir.write(str(temporary), graph)
+        temporary.write_bytes(content.getbuffer())
 
 
 def to_nir(net: SpikingNet, input_shape: tuple[int, ...], *, stem: bool = True, dt: float = DT) -> nir.NIRGraph:
