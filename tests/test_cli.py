@@ -301,7 +301,7 @@ def broken_checkpoints(folder):
     yield "no checkpoint", folder / "g.pth", "g.pth"
     (folder / "h.pth").write_bytes(b"")
     yield "empty file", folder / "h.pth", "h.pth"
-    yield "a whole pickled module", saved("i.pth", torchvision.models.resnet18(num_classes=10)), "state_dict"
+    yield "sparse weights", saved("i.pth", {**good, "fc.weight": good["fc.weight"].to_sparse()}), "sparse tensors"
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_writes_nothing(run, image_folder, tmp_path):

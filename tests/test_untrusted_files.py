@@ -19,6 +19,7 @@ from torch import nn
 from snnzoo.checkpoints.files import file_format, read_checkpoint
 from snnzoo.checkpoints.wrapping import unwrap
 from snnzoo.errors import CheckpointError
+from snnzoo.recognition.ann import load_ann
 
 
 def network():
@@ -290,3 +291,16 @@ def test_what_is_written_to_a_tensor_does_not_reach_the_file():
     before = path.read_bytes()
     read_checkpoint(path)["w"].fill_(5)
     assert path.read_bytes() == before
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", ["a module", "TorchScript"])
+def test_a_whole_network_is_loaded_with_equal_logits(form):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10).eval()
+    if form == "TorchScript":
+        torch.jit.save(torch.jit.script(net), "file.pt")
+    else:
+        saved(net)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(load_ann("resnet18", checkpoint="file.pt")(images), net(images), rtol=0, atol=1e-5)
