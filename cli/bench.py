@@ -11,6 +11,7 @@ from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models.registry import MODELS, model_spec
+from snnzoo.recognition.snn import check_arguments, load_snn
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,10 @@ CONTENDERS = {
 
 def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a file of snnzoo convert.")],
+    checkpoint_of: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="FILE is a checkpoint of this one, trained as it is.")
+    ] = None,
+    neuron: Annotated[str, typer.Option(metavar="if|lif|plif", help="With --model: its neurons.")] = "if",
     time_steps: Annotated[
         int | None, typer.Option("--time-steps", "-T", min=1, metavar="T", help="Time steps; 4, or the file's.")
     ] = None,
@@ -55,7 +60,12 @@ def bench(
     Examples:
       snnzoo bench resnet18 -T 4 --batch-size 2
       snnzoo bench resnet18-snn.safetensors --device cuda --dtype float16 --json speed.json
+      snnzoo bench sew18.pth --model sew_resnet18 --neuron plif -T 4
     """
+    if checkpoint_of is not None:
+        check_arguments(checkpoint_of, neuron, None, None)
+    elif neuron != "if":
+        raise UsageError("--neuron is for a checkpoint: say what it is of with --model")
     if model not in MODELS and not Path(model).is_file():
         if Path(model).suffix:
             raise UsageError(f"{model}: no such file; make one with snnzoo convert")
@@ -66,7 +76,10 @@ def bench(
     import torch
 
     target = common.torch_device(device)
-    net, ann, size, steps = _networks(model)
+    if checkpoint_of is None:
+        net, ann, size, steps = _networks(model)
+    else:
+        net, ann, size, steps = _trained(model, checkpoint_of, neuron)
     size, steps = input_size or size, time_steps or steps
     images = torch.randn(batch_size, net.model_kwargs.get("in_channels", 3), size, size)
     settings = {
@@ -115,6 +128,20 @@ def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
     assert isinstance(info, conversion.Conversion)
     preprocess = info.preprocess or PRESETS[MODELS[info.model].preprocess]
     return net, torchvision_ann(ann), preprocess.crop, info.time_steps
+
+
+def _trained(file: str, model: str, neuron: str) -> tuple[SpikingNet, nn.Module, int, int]:
+    """A checkpoint's network, an ANN of its shapes, the input size of its model, and four time steps."""
+    from torch.nn import ReLU
+
+    from snnzoo.data.preprocess import PRESETS
+    from snnzoo.inference.measure import torchvision_ann
+    from snnzoo.models.factory import build
+
+    net = load_snn(file, model, neuron)
+    shapes = {key: value for key, value in net.model_kwargs.items() if key not in ("connect", "pool_first")}
+    ann = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s", **shapes).eval()
+    return net, torchvision_ann(ann), PRESETS[MODELS[model].preprocess].crop, 4
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""`snnzoo eval`: converted networks and their ANNs on the same images."""
+"""`snnzoo eval`: converted networks and their ANNs on the same images, and trained spiking networks alone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from snnzoo.data.folders import check_class_folders, file_version
 from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.distributed import Rank, joined
+from snnzoo.recognition.snn import TrainedNetwork, check_arguments
 
 if TYPE_CHECKING:
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
     from snnzoo.evaluation.partial import PartialCounts
+    from snnzoo.models.base import SpikingNet
 
 ERROR_IMAGES = 16  # on which the conversion error of each layer is measured, for reports
 
 
 def evaluate(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files that snnzoo convert wrote; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Files that snnzoo convert wrote; several are compared. With --model, one."
+        ),
     ],
     data: Annotated[
         str, typer.Option(metavar="DIR|digits", help="Labelled images, or event frames (.npz): one folder a class.")
@@ -35,6 +40,14 @@ def evaluate(
     time_steps: Annotated[
         str | None, typer.Option("--time-steps", "-T", metavar="1,2,4", help="Steps to read out after.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="FILE is a checkpoint of this model, trained as a spiking one.")
+    ] = None,
+    neuron: Annotated[str, typer.Option(metavar="if|lif|plif", help="With --model: its neurons.")] = "if",
+    connect: Annotated[
+        str | None, typer.Option(metavar="ADD|AND|IAND", help="With --model: how SEW blocks join; ADD by default.")
+    ] = None,
+    layout: common.LayoutOption = None,
     report: Annotated[
         Path | None, typer.Option(metavar="OUT.html", help="Write a report: figures, tables, provenance.")
     ] = None,
@@ -53,7 +66,7 @@ def evaluate(
     quiet: common.QuietOption = False,
     debug: common.DebugOption = False,
 ) -> None:
-    """Evaluate converted networks beside their ANNs.
+    """Evaluate converted networks beside their ANNs, or a trained spiking network.
 
     Several processes share the work under torchrun.
 
@@ -62,6 +75,7 @@ def evaluate(
       snnzoo eval resnet18-snn.safetensors --data digits
       snnzoo eval resnet18-snn.safetensors --data imagenet/val --time-steps 1,2,4,8 --json result.json
       snnzoo eval a.safetensors b.safetensors --data cifar10/test --report compare.html
+      snnzoo eval sew18.pth --model sew_resnet18 --neuron plif -T 4 --data imagenet/val
       torchrun --nproc-per-node 2 -m snnzoo.cli eval resnet18-snn.safetensors --data imagenet/val
     """
     steps = None if time_steps is None else common.parse_time_steps(time_steps)
@@ -70,6 +84,7 @@ def evaluate(
             raise UsageError(f"{file}: no such file; make one with snnzoo convert")
     folders = None if data == "digits" else check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
+    trained = _trained_options(files, model, neuron, connect, layout, steps, report or plot)
     rank = Rank.from_environment()
     if rank.is_first:
         _check_outputs(files, json, report, plot, force)
@@ -77,7 +92,7 @@ def evaluate(
 
     from snnzoo.evaluation.evaluator import Interrupted
 
-    measured: list[tuple[Path, Conversion, Evaluation]] = []
+    measured: list[tuple[Path, Conversion | TrainedNetwork, Evaluation]] = []
     counts: list[PartialCounts] = []
     with joined(rank):
         target = common.torch_device(device, rank.local_rank)
@@ -86,7 +101,7 @@ def evaluate(
             wanted["max_pixels"] = max_pixels
             try:
                 info, result, partial = _measure(
-                    file, data, steps, wanted, rank, workers, resume, report is not None, quiet
+                    file, trained, data, steps, wanted, rank, workers, resume, report is not None, quiet
                 )
             except Interrupted as interrupted:
                 if interrupted.evaluation is not None and not quiet:
@@ -97,12 +112,14 @@ def evaluate(
         problem = None
         if rank.is_first:
             settings = {"data": data, "device": str(target), "dtype": dtype}
-            figures = functools.partial(results.figures_of, measured, settings, folders)
+            figures = functools.partial(results.figures_of, results.converted(measured), settings, folders)
             outputs: list[Callable[[], object]] = [
                 lambda: common.write_json(json, results.as_json(measured, settings), force)
             ]
             if report is not None:
-                outputs.append(lambda: results.write_report(report, measured, figures(), force, quiet))
+                outputs.append(
+                    lambda: results.write_report(report, results.converted(measured), figures(), force, quiet)
+                )
             if plot is not None:
                 outputs.append(lambda: results.write_plot(plot, figures(), force, quiet))
             if json != "-" and not quiet:
@@ -126,8 +143,37 @@ def _check_outputs(files: list[Path], json: str | None, report: Path | None, plo
         common.check_choice("--plot: the suffix", plot.suffix.lower(), (".png", ".svg", ".pdf"))
 
 
+def _trained_options(
+    files: list[Path],
+    model: str | None,
+    neuron: str,
+    connect: str | None,
+    layout: str | None,
+    steps: list[int] | None,
+    pictured: Path | None,
+) -> dict[str, Any] | None:
+    """The arguments of `load_snn`; None for converted files, which need none.
+
+    Raises:
+        UsageError: for what does not go together.
+    """
+    if model is None:
+        if (neuron, connect, layout) != ("if", None, None):
+            raise UsageError("--neuron, --connect and --layout are for a checkpoint: say what it is of with --model")
+        return None
+    if len(files) > 1:
+        raise UsageError("--model: give one FILE; several files are compared only if they were converted")
+    if steps is None:
+        raise UsageError("--model: a checkpoint does not say how many time steps it was trained for: give -T")
+    if pictured is not None:
+        raise UsageError(f"{pictured}: pictures and reports compare a network with its ANN, which this one has not")
+    check_arguments(model, neuron, connect, layout)
+    return {"model": model, "neuron": neuron, "connect": connect, "layout": layout}
+
+
 def _measure(
     file: Path,
+    trained: dict[str, Any] | None,
     data: str,
     steps: list[int] | None,
     wanted: dict[str, Any],
@@ -136,7 +182,7 @@ def _measure(
     resume: bool,
     with_errors: bool,
     quiet: bool,
-) -> tuple[Conversion, Evaluation, PartialCounts]:
+) -> tuple[Conversion | TrainedNetwork, Evaluation, PartialCounts]:
     """Evaluate one file, keeping its counts. `wanted` is what they depend on beside file, data and steps."""
     import torch
 
@@ -145,15 +191,17 @@ def _measure(
     from snnzoo.data.datasets import labelled_data, limited
     from snnzoo.evaluation.partial import PartialCounts
 
-    net, ann = conversion.load_with_ann(file)
-    info = net.conversion
-    assert isinstance(info, conversion.Conversion)
+    say = functools.partial(common.say, quiet=quiet or not rank.is_first)
+    net, ann, info = _loaded(file, trained, data, say)
     images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"], wanted["max_pixels"])
-    steps = steps or evaluation.powers_of_two(info.time_steps)
+    if steps is None:
+        assert isinstance(info, conversion.Conversion)
+        steps = evaluation.powers_of_two(info.time_steps)
     versions = [file_version(path) for path in getattr(images, "files", [])]
     partial = PartialCounts(
         {
             **wanted,
+            **({"trained": trained} if trained else {}),
             "file": sha256_of(file),
             "data": [str(Path(data).resolve()), *versions],
             "steps": steps,
@@ -183,3 +231,19 @@ def _measure(
             notify=lambda message: common.say(message, quiet),
         )
     return info, result, partial
+
+
+def _loaded(
+    file: Path, trained: dict[str, Any] | None, data: str, notify: Callable[[str], None]
+) -> tuple[SpikingNet, SpikingNet | None, Conversion | TrainedNetwork]:
+    """The network, its ANN if it has one, and what is known of it."""
+    from snnzoo import conversion
+    from snnzoo.recognition.snn import load_snn
+
+    if trained is not None:
+        net = load_snn(file, **trained, notify=notify)
+        return net, None, TrainedNetwork.of(net, trained["neuron"], data)
+    net, ann = conversion.load_with_ann(file)
+    info = net.conversion
+    assert isinstance(info, conversion.Conversion)
+    return net, ann, info

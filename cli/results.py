@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnzoo.cli import common
 from snnzoo.cli.tables import comparison_table, is_graded, label_of, results_table
+from snnzoo.recognition.snn import TrainedNetwork
 
 if TYPE_CHECKING:
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
     from snnzoo.report.figures import Measured
 
-    Results = list[tuple[Path, Conversion, Evaluation]]
+    Results = Sequence[tuple[Path, Conversion | TrainedNetwork, Evaluation]]
+    Converted = list[tuple[Path, Conversion, Evaluation]]
 
 
 def as_json(measured: Results, settings: dict[str, str]) -> dict[str, Any]:
@@ -24,8 +27,7 @@ def as_json(measured: Results, settings: dict[str, str]) -> dict[str, Any]:
         {
             "file": str(file),
             "model": info.model,
-            "recipe": info.recipe["name"],
-            "coding": info.coding.to_dict(),
+            **_made_of(info),
             "images": result.images,
             "device": settings["device"],
             "dtype": settings["dtype"],
@@ -36,15 +38,25 @@ def as_json(measured: Results, settings: dict[str, str]) -> dict[str, Any]:
     return reports[0] if len(reports) == 1 else {"evaluations": reports}
 
 
+def _made_of(info: Conversion | TrainedNetwork) -> dict[str, Any]:
+    if isinstance(info, TrainedNetwork):
+        return {"neuron": info.neuron}
+    return {"recipe": info.recipe["name"], "coding": info.coding.to_dict()}
+
+
 def print_table(measured: Results, settings: dict[str, str]) -> None:
     """Print one network's results, or those of several in one table."""
     left_out = measured[0][2].left_out
     images = f"{measured[0][2].images} images of {settings['data']}, {settings['device']}, {settings['dtype']}"
     images += f"; {len(left_out)} that cannot be read left out" if left_out else ""
     if len(measured) > 1:
-        common.console().print(comparison_table(measured, f"{len(measured)} networks: {images}"))
+        common.console().print(comparison_table(converted(measured), f"{len(measured)} networks: {images}"))
         return
     _, info, result = measured[0]
+    if isinstance(info, TrainedNetwork):
+        title = f"{info.model}, trained, {info.neuron} neurons: {images}"
+        common.console().print(results_table(result, title, graded=False))
+        return
     common.console().print(
         results_table(result, f"{info.model}, {info.coding}: {images}", graded=is_graded(info.coding))
     )
@@ -57,7 +69,12 @@ def print_so_far(file: Path, interrupted: Any) -> None:
     common.console().print(results_table(done, title, graded=False))
 
 
-def figures_of(measured: Results, settings: dict[str, str], folders: list[str] | None) -> list[Measured]:
+def converted(measured: Results) -> Converted:
+    """Return the results that are of converted networks."""
+    return [(file, info, result) for file, info, result in measured if not isinstance(info, TrainedNetwork)]
+
+
+def figures_of(measured: Converted, settings: dict[str, str], folders: list[str] | None) -> list[Measured]:
     """Return what reports and plots are made of."""
     from snnzoo.evaluation.provenance import facts_of
     from snnzoo.report.figures import Measured
@@ -75,7 +92,7 @@ def figures_of(measured: Results, settings: dict[str, str], folders: list[str] |
     ]
 
 
-def write_report(path: Path, measured: Results, shown: list[Measured], force: bool, quiet: bool) -> None:
+def write_report(path: Path, measured: Converted, shown: list[Measured], force: bool, quiet: bool) -> None:
     """Write the report and say so."""
     from snnzoo.report import html
 

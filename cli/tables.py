@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
+    from snnzoo.evaluation.results import TimeStepResult
 
 
 def label_of(file: Path, files: list[Path]) -> str:
@@ -31,7 +32,12 @@ GRADED = " Spikes are graded: they carry several levels, and cost an accumulatio
 
 
 def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
-    """Return a table, one row a number of time steps, each beside the ANN."""
+    """Return a table, one row a number of time steps, each beside the ANN, if there is one."""
+    if not result.ann:
+        table = _table(title, f"Events: per neuron and step. {ENERGY}.", ("T", "top-1 %", "top-5 %", *HEADINGS[5:]))
+        for row in result.results:
+            table.add_row(str(row.time_steps), f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", *_costs(row))
+        return table
     caption = f"{GAPS}{ENERGY}; ANN {result.ann['energy_uj']:.1f} µJ.{GRADED if graded else ''}"
     table = _table(title, caption, HEADINGS)
     ann = f"{100 * result.ann['top1']:.2f}"
@@ -79,13 +85,15 @@ def _rows(result: Evaluation) -> list[list[str]]:
             str(row.time_steps),
             f"{100 * row.top1:.2f}",
             f"{100 * (result.ann['top1'] - row.top1):+.2f}",
-            f"{100 * row.agreement:.2f}",
-            f"{row.events_per_neuron_step:.3f}",
-            f"{row.energy_uj:.1f}",
-            f"{row.images_per_second:.1f}",
+            f"{100 * (row.agreement or 0.0):.2f}",
+            *_costs(row),
         ]
         for row in result.results
     ]
+
+
+def _costs(row: TimeStepResult) -> list[str]:
+    return [f"{row.events_per_neuron_step:.3f}", f"{row.energy_uj:.1f}", f"{row.images_per_second:.1f}"]
 
 
 def choice_table(choice: dict[str, Any]) -> Table:

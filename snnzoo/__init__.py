@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from snnzoo.inference import prepare_for_inference
     from snnzoo.models import create_model, list_models
     from snnzoo.recognition.ann import load_ann
+    from snnzoo.recognition.snn import load_snn
 
 __all__ = [
     "__version__",
@@ -53,6 +54,7 @@ __all__ = [
     "list_models",
     "load",
     "load_ann",
+    "load_snn",
     "model",
     "models",
     "monitor",
@@ -95,6 +97,7 @@ __getattr__, __dir__ = lazy_exports(
         "convert": "snnzoo.conversion",
         "load": "snnzoo.conversion",
         "load_ann": "snnzoo.recognition.ann",
+        "load_snn": "snnzoo.recognition.snn",
         "save": "snnzoo.conversion",
         "evaluate": "snnzoo.evaluation",
         "prepare_for_inference": "snnzoo.inference",

@@ -110,6 +110,11 @@ class Layout:
     assumes: str | None = None
     differs: str | None = None
 
+    @property
+    def is_sew(self) -> bool:
+        """Whether it is of networks that join spikes with spikes."""
+        return self.differs is not None
+
     def to_torchvision(self, key: str) -> str | None:
         """Return torchvision's name for `key`, None if the layout has no such key."""
         return next((name for rule in self.rules if (name := rule.to_torchvision(key)) is not None), None)
@@ -146,6 +151,17 @@ _CONTAINER = (  # the first of two rules for a module is how it is written
 _HEADS = (
     *(Rule(name, "fc") for name in ("head", "classifier", "fc", "linear", "last_linear")),
     *(Rule(f"{name}.{{i}}{{rest}}", "fc.{i}{rest}") for name in ("head", "classifier", "fc")),
+)
+
+_SEW_DIFFERS = "SEW blocks join the shortcut after the last neuron, those of an ANN before it"
+_SEW_RELEASE = (
+    *_same("conv1", "bn1"),
+    Rule("layer{s}.{b}.conv{i}.module.0", "layer{s}.{b}.conv{i}"),
+    Rule("layer{s}.{b}.conv{i}.module.1", "layer{s}.{b}.bn{i}"),
+    Rule("layer{s}.{b}.downsample.0.module.{i}", "layer{s}.{b}.downsample.{i}"),
+    Rule("layer{s}.{b}.downsample.1{rest}", "layer{s}.{b}.downsample_sn{rest}"),
+    *CLASSIFIER,
+    *NEURONS,
 )
 
 LAYOUTS: dict[str, Layout] = {
@@ -188,7 +204,13 @@ LAYOUTS: dict[str, Layout] = {
             "sew_resnet",
             "SpikingJelly's sew_resnet",
             (*_same("layer{s}.{b}.downsample_sn{rest}"), *BODY, *CLASSIFIER, *NEURONS),
-            differs="SEW blocks join the shortcut after the last neuron, ours before it",
+            differs=_SEW_DIFFERS,
+        ),
+        Layout(
+            "sew_release",
+            "the release of SEW-ResNet, such as layer1.0.conv1.module.0.weight",
+            _SEW_RELEASE,
+            differs=_SEW_DIFFERS,
         ),
         Layout(
             "container",

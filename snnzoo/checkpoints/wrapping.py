@@ -24,6 +24,7 @@ _NOT_OF_THE_NETWORK = re.compile(r"n_averaged$|(criterion|loss\w*|loss_fn|(train
 _COUNTED = re.compile(r"(.*\.)?total_(ops|params)$")  # by thop
 _OF_LAYERS = (".weight", ".bias", ".running_mean")
 _WRAPPING_PARTS = ("module", "_orig_mod")
+_IN_CONTAINER = re.compile(r"(\.(?:conv\d+|downsample\.\d+))\.module(?=\.\d+\.)")
 _MAX_WRAPPING = 8
 
 
@@ -155,9 +156,9 @@ def _one_network(
 ) -> dict[str, Tensor]:
     """Without what surrounds the one network's keys: wrapping parts, other modules' keys, a common prefix."""
     for part in _WRAPPING_PARTS:
-        if any(part in key.split(".")[:-1] for key in state_dict):
+        if any(_without(part, key) != key for key in state_dict if part in key):
             wrapping.append(f"{part}.")
-            shortened = (".".join(p for p in key.split(".") if p != part) for key in state_dict)
+            shortened = (_without(part, key) for key in state_dict)
             state_dict = renamed(state_dict, shortened, source)
     state_dict = _leave_out(state_dict, _COUNTED, "counts of operations", notes)
     state_dict = _leave_out(state_dict, _NOT_OF_THE_NETWORK, "not of the network", notes)
@@ -175,6 +176,12 @@ def _one_network(
         names = ", ".join(f"{name}." for name in networks)
         raise CheckpointError(f"{source}: holds several networks ({names}): save the one you mean alone")
     return state_dict
+
+
+def _without(part: str, key: str) -> str:
+    """The key without a wrapping part; a container's `conv1.module.0` and `downsample.0.module.0` stay."""
+    kept = _IN_CONTAINER.sub(r"\1\n", key)
+    return ".".join(p for p in kept.split(".") if p != part).replace("\n", ".module")
 
 
 def _leave_out(

@@ -1,4 +1,4 @@
-"""Accuracy of a converted network after T time steps, beside its ANN on the same images."""
+"""Accuracy of a network after T time steps, beside its ANN on the same images, if it has one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_time_steps(time_steps: Sequence[int]) -> list[int]:
 
 def evaluate(
     net: SpikingNet,
-    ann: SpikingNet,
+    ann: SpikingNet | None,
     data: Dataset[tuple[Tensor, int]] | tuple[Tensor, Tensor],
     time_steps: Sequence[int],
     *,
@@ -62,8 +62,9 @@ def evaluate(
     The network runs in its fast form (`prepare_for_inference`), while the next images are read.
 
     Args:
-        net: a converted network (multi-step).
-        ann: its ANN (single-step).
+        net: a converted network, or one that was trained as it is (multi-step), whose answer after T steps is the
+            mean of their logits.
+        ann: the ANN that it was converted from (single-step); None to do without agreement and gap.
         data: of (image `[C, H, W]`, label), or of (frames of events `[T, C, H, W]`, label), whose mean the ANN sees;
             or two tensors, `[N, C, H, W]` or `[T, N, C, H, W]`, and labels `[N]`.
         time_steps: the T to read out at.
@@ -78,12 +79,18 @@ def evaluate(
         notify: called with a line that the user should see.
 
     Raises:
-        UsageError: for T < 1, or more than there are frames.
+        UsageError: for T < 1, or more than there are frames; or for an ANN beside a network that is not converted.
         SnnzooError: if there are no images, or more than 50 of them cannot be read; fewer are left out, and named in
             the result.
         Interrupted: on Ctrl-C, with what this process has measured so far.
     """
     time_steps = check_time_steps(time_steps)
+    is_converted = isinstance(net.conversion, Conversion)
+    if ann is not None and not is_converted:
+        raise UsageError(
+            "this network was not converted, so that no ANN computes the same: give None for the ANN, as in "
+            "evaluate(net, None, data, time_steps)"
+        )
     samples: Dataset = labelled_tensors(*data) if isinstance(data, tuple) else data  # type: ignore[type-arg]
     total = len(samples)  # type: ignore[arg-type]
     if total == 0:
@@ -93,7 +100,7 @@ def evaluate(
     found = partial.load() if partial and resume else None
     if found and found[0].time_steps != time_steps:
         found = None
-    counted = found or (Tally.empty(time_steps, _classes(ann)), 0)  # replaced as one: Ctrl-C may come at any time
+    counted = found or (Tally.empty(time_steps, _classes(net)), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(rank.rank, -(-total // batch_size), rank.world_size)[counted[1] :]
     left_out: list[str] = []  # of the batch that is due
 
@@ -106,14 +113,14 @@ def evaluate(
     pinned = runner.device.type == "cuda"
     try:
         for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=leave_out):
-            batch = Tally.empty(time_steps, _classes(ann))
+            batch = Tally.empty(time_steps, _classes(net))
             batch.left_out, left_out = left_out, []
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
             if rank.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
-                if error_images:
+                if error_images and runner.ann is not None:
                     few = images[:error_images].to(device, runner.dtype)
                     batch.layer_errors = layer_errors(net.to(few).eval(), runner.ann, few, time_steps)
             runner.meter.activity = batch.activity
@@ -124,7 +131,7 @@ def evaluate(
             if progress:
                 progress(min(counted[0].images * rank.world_size, total), total, "evaluating")
     except KeyboardInterrupt:
-        so_far = counted[0].evaluation(bits) if counted[0].speeds else None
+        so_far = counted[0].evaluation(bits, ann is not None) if counted[0].speeds else None
         raise Interrupted(so_far, total) from None
     finally:
         if partial and counted[1]:
@@ -132,7 +139,7 @@ def evaluate(
     tally = rank.gather(counted[0])
     if tally.images == 0 and tally.left_out:
         raise SnnzooError(f"none of {total} images can be read; the first one is {tally.left_out[0]}")
-    return tally.evaluation(bits)
+    return tally.evaluation(bits, ann is not None)
 
 
 def _classes(net: SpikingNet) -> int:

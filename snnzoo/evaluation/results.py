@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class TimeStepResult:
-    """One row: the network read out after `time_steps`. Rates are fractions of 1.
+    """One row: the network read out after `time_steps`. Rates are fractions of 1; `agreement` is None without an ANN.
 
     `synaptic_operations` and `energy_uj` (microjoules, `snnzoo.evaluation.energy`) are of one image.
     """
@@ -16,7 +16,7 @@ class TimeStepResult:
     time_steps: int
     top1: float
     top5: float
-    agreement: float
+    agreement: float | None
     images_per_second: float
     events_per_neuron_step: float
     synaptic_operations: float
@@ -42,7 +42,8 @@ class LayerResult:
 class Evaluation:
     """What `evaluate` measured.
 
-    `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image. `confusion`
+    `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image, and nothing
+    without an ANN. `confusion`
     counts images by (class, what the spiking network took them for after the last T), where there are any.
     `left_out` names the images that could not be read, and says why.
     """

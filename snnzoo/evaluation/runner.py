@@ -1,4 +1,4 @@
-"""A network in its fast form and its ANN on the same images, in batches that fit the memory."""
+"""A network in its fast form and its ANN, if it has one, on the same images, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ class Runner:
     """Runs a network, counting its activity, and its ANN.
 
     Args:
-        net: a converted network. Not changed: it is run in its fast form.
-        ann: its ANN (single-step), moved to `device` and `dtype` (float32 if that is of integers).
+        net: a converted network, or one that was trained as it is, whose answer is the mean of its logits so far.
+            Not changed: it is run in its fast form.
+        ann: its ANN (single-step), moved to `device` and `dtype` (float32 if that is of integers); None without.
         time_steps: T to run.
         batch_size: the largest number of images at a time.
         notify: gets a line when that number turned out too large.
@@ -71,7 +72,7 @@ class Runner:
     def __init__(
         self,
         net: SpikingNet,
-        ann: SpikingNet,
+        ann: SpikingNet | None,
         time_steps: int,
         *,
         batch_size: int,
@@ -81,28 +82,31 @@ class Runner:
     ) -> None:
         self.fast = prepare_for_inference(net, dtype=dtype, device=device)
         self.dtype = self.fast.dtype  # of images: float32 where weights are integers
-        self.ann = ann.to(device, self.dtype).eval()
+        self.ann = None if ann is None else ann.to(device, self.dtype).eval()
         self.time_steps, self.device = time_steps, torch.device(device)
-        assert isinstance(net.conversion, Conversion)
-        self.coding = net.conversion.coding
+        self.coding = net.conversion.coding if isinstance(net.conversion, Conversion) else None
         self.meter = ActivityMeter(self.fast.network)
         self.limit = BatchLimit(batch_size, notify)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """For `images [N, C, H, W]`, the ANN's logits `[N, classes]` and the network's `[T, N, classes]`.
 
-        Or for frames `[N, T, C, H, W]`.
+        Or for frames `[N, T, C, H, W]`. Without an ANN, None instead of its logits.
         """
-        expected, logits = zip(*self.limit.run(self._run, images), strict=True)
-        return torch.cat(expected), torch.cat(logits, dim=1)
+        parts = self.limit.run(self._run, images)
+        expected = [logits for logits, _ in parts if logits is not None]
+        return torch.cat(expected) if expected else None, torch.cat([logits for _, logits in parts], dim=1)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         images = images.to(self.device, self.dtype, non_blocking=True)
-        expected = self.ann(ann_input(images))
+        expected = None if self.ann is None else self.ann(ann_input(images))
         self.meter.input_events = has_frames(images)
         with self.meter:
-            return expected, self.fast(network_input(images, self.coding, self.time_steps))
+            logits = self.fast(network_input(images, self.coding, self.time_steps))
+        if self.coding is None:
+            logits = logits.cumsum(0) / torch.arange(1, len(logits) + 1, device=logits.device).view(-1, 1, 1)
+        return expected, logits
 
     @torch.inference_mode()
     def images_per_second(self, images: Tensor, time_steps: int) -> float:

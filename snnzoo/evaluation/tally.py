@@ -44,18 +44,20 @@ class Tally:
     def images(self) -> int:
         return self.confusion.total()
 
-    def count(self, labels: Tensor, expected: Tensor, logits: Tensor) -> None:
-        """Count one batch: `labels [N]`, the ANN's logits `[N, classes]`, the network's `[T, N, classes]`.
+    def count(self, labels: Tensor, expected: Tensor | None, logits: Tensor) -> None:
+        """Count one batch: `labels [N]`, the ANN's logits `[N, classes]` or None, the network's `[T, N, classes]`.
 
         Raises:
             UsageError: if a label is none of the network's classes.
         """
         if int(labels.max()) >= self.classes:
             raise UsageError(f"the data has a label {int(labels.max())}, but the network has {self.classes} classes")
-        self.ann_hits += _hits(expected, labels)
+        if expected is not None:
+            self.ann_hits += _hits(expected, labels)
         for row, t in enumerate(self.time_steps):
-            agreement = (logits[t - 1].argmax(1) == expected.argmax(1)).sum().view(1)
-            self.hits[row] += torch.cat([_hits(logits[t - 1], labels), agreement.cpu()])
+            self.hits[row, :2] += _hits(logits[t - 1], labels)
+            if expected is not None:
+                self.hits[row, 2] += (logits[t - 1].argmax(1) == expected.argmax(1)).sum().cpu()
         predictions = logits[self.time_steps[-1] - 1].argmax(1)
         self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
 
@@ -75,8 +77,8 @@ class Tally:
             [*self.left_out, *other.left_out],
         )
 
-    def evaluation(self, event_bits: int = 1) -> Evaluation:
-        """Return the counts as rates; `event_bits` is that of the coding."""
+    def evaluation(self, event_bits: int = 1, with_ann: bool = True) -> Evaluation:
+        """Return the counts as rates; `event_bits` is that of the coding, `with_ann` tells whether there was an ANN."""
         images, activity = self.images, self.activity
         results = []
         for row, (t, speed) in enumerate(zip(self.time_steps, self.speeds, strict=True)):
@@ -86,7 +88,7 @@ class Tally:
                     t,
                     top1,
                     top5,
-                    agreement,
+                    agreement if with_ann else None,
                     speed,
                     activity.events_per_neuron_step(t),
                     activity.synaptic_operations(t),
@@ -101,6 +103,8 @@ class Tally:
             "multiply_accumulates": multiply_accumulates,
             "energy_uj": ann_energy(activity),
         }
+        if not with_ann:
+            ann = {}
         layers = [
             LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
             for site, rates in activity.event_rates().items()

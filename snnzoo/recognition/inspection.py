@@ -97,6 +97,8 @@ def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str
     try:
         guess = architecture(found.state_dict)
         report["model"] = _describe_model(guess)
+        if found.layout.is_sew and guess.name is not None:
+            report["model"]["name"] = f"sew_{guess.name}"
         if ours:
             report["model"]["head"] = _recorded_head(metadata)  # no need to infer it
         if guess.name is not None:

@@ -100,7 +100,7 @@ def _tiles(one: Measured) -> str:
         (f"{100 * last.top1:.2f} %", f"SNN top-1, T={last.time_steps}"),
         (f"{100 * evaluation.ann['top1']:.2f} %", "ANN top-1"),
         (f"{gap:+.2f}", "gap, points"),
-        (f"{100 * last.agreement:.2f} %", "agreement with the ANN"),
+        (f"{100 * (last.agreement or 0.0):.2f} %", "agreement with the ANN"),
         (f"{last.energy_uj / evaluation.ann['energy_uj']:.2f} &times;", "energy of the ANN (estimate)"),
         (f"{evaluation.images:,}", "images"),
     ]
@@ -133,7 +133,7 @@ def _results(measured: Sequence[Measured]) -> str:
                     f"{100 * row.top1:.2f}",
                     f"{100 * row.top5:.2f}",
                     f"{100 * (ann['top1'] - row.top1):+.2f}",
-                    f"{100 * row.agreement:.2f}",
+                    f"{100 * (row.agreement or 0.0):.2f}",
                     f"{row.events_per_neuron_step:.3f}",
                     f"{row.synaptic_operations / 1e6:.1f} SOP",
                     f"{row.energy_uj:.2f}",
