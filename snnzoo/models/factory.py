@@ -37,8 +37,9 @@ def create_model(
         neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
             `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
         kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, `hidden_features` for
-            VGGs, `connect` for SEW ResNets, and for ResNets `head`, the description of a classifier of several
-            layers (`models.heads`) instead of one Linear layer.
+            VGGs, `pool_first=False` for ResNets and VGGs whose max pools are behind neurons, `connect` for SEW
+            ResNets, and for ResNets `head`, the description of a classifier of several layers (`models.heads`)
+            instead of one Linear layer.
 
     Raises:
         UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
