@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snnzoo.codings import RELU, Activation, Coding
 from snnzoo.codings.activations import Clamp
-from snnzoo.neuron import ThresholdNode
+from snnzoo.threshold_node import ThresholdNode
 
 __all__ = ["ConvertedNode"]
 

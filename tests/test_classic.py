@@ -179,13 +179,13 @@ def test_outputs_may_be_changed_in_place_and_gradients_stay_exact(memory_format,
 @pytest.mark.parametrize("shape", [(3, 2), (3, 0, 4), (3, 2, 4, 5, 6)])
 def test_new_sequences_lie_like_the_input_and_are_no_views(shape):
     for x_seq in (torch.rand(shape), torch.rand(shape).transpose(1, -1)):
-        layout = memory.layout_of(x_seq)
-        out = layout.empty(x_seq, torch.float32, 3)
+        order = memory.memory_order(x_seq)
+        out = order.empty(x_seq, torch.float32, 3)
         assert out.shape == x_seq.shape
         assert out._base is None
         if x_seq[0].numel():
-            assert memory.layout_of(out).order == layout.order
-        assert layout.empty(x_seq, torch.float32).shape == x_seq.shape[1:]
+            assert memory.memory_order(out).order == order.order
+        assert order.empty(x_seq, torch.float32).shape == x_seq.shape[1:]
 
 
 def test_the_default_surrogate_is_the_classic_one_and_the_second_dropout_drops_half():

@@ -36,7 +36,7 @@ from snnzoo.export.recording import Call, record
 from snnzoo.layer import AccumulatingMaxPool2d, Readout
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.cifar_resnet import OptionAShortcut
-from snnzoo.neuron import ThresholdNode
+from snnzoo.threshold_node import ThresholdNode
 
 DT = 1e-4  # seconds; what most readers take for granted
 

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from snnzoo import ops
 from snnzoo.codings import RELU
-from snnzoo.neuron import ThresholdNode
+from snnzoo.threshold_node import ThresholdNode
 
 NEGLIGIBLE = 1e-5  # so much of an offset, and of the threshold, is rounding
 

@@ -23,7 +23,7 @@ from snnzoo.models.cifar_resnet import CifarResNet, OptionAShortcut
 from snnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 from snnzoo.models.sew_resnet import SEWBasicBlock, SEWBottleneck, SEWResNet
 from snnzoo.models.vgg import VGG, Activation
-from snnzoo.neuron import ThresholdNode
+from snnzoo.threshold_node import ThresholdNode
 
 
 class FoldedBlock(nn.Module):

@@ -12,7 +12,7 @@ from snnzoo.errors import UsageError
 from snnzoo.models import factory, registry
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.resnet import BasicBlock, Bottleneck
-from snnzoo.neuron import ThresholdNode
+from snnzoo.threshold_node import ThresholdNode
 
 Neuron = Callable[..., nn.Module]
 Network = Callable[..., SpikingNet]

@@ -198,7 +198,8 @@ def initial(before_ptr, theta, rest, v_init, offsets, mask, BLOCK: tl.constexpr)
     if before_ptr is not None:
         value = tl.load(before_ptr + offsets, mask=mask, other=0.0)
     else:
-        value = tl.zeros([BLOCK], tl.float32) + (v_init * theta + rest)
+        # an infinite theta leaves no NaN behind
+        value = tl.zeros([BLOCK], tl.float32) + tl.where(v_init != 0.0, v_init * theta + rest, rest)
     return value
 
 
