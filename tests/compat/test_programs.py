@@ -444,6 +444,29 @@ def checkpoints_between_single_and_multi_step(sj):
 
 
 @program
+def the_propagation_patterns_of_the_tutorial(sj):
+    T, x_seq = 4, images(4, 2, 3, 8, 8)
+    layers = [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)]
+    step_by_step = nn.Sequential(*layers, sj.neuron.IFNode()).double().eval()
+    layer_by_layer = nn.Sequential(sj.layer.SeqToANNContainer(*layers), sj.layer.MultiStepContainer(sj.neuron.IFNode()))
+    fused = nn.Sequential(sj.layer.SeqToANNContainer(*layers), sj.neuron.MultiStepIFNode())
+
+    class Wrapped(nn.Sequential):
+        def forward(self, x_seq):
+            x_seq = sj.functional.seq_to_ann_forward(x_seq, [self[0], self[1]])
+            return sj.functional.multi_step_forward(x_seq, self[2])
+
+    wrapped = Wrapped(*layers, sj.neuron.IFNode()).double().eval()
+    assert list(wrapped.state_dict()) == list(step_by_step.state_dict())
+    assert next(iter(fused.state_dict())) == "0.0.weight"
+    with torch.no_grad():
+        outputs = [torch.stack([step_by_step(x_seq[t]) for t in range(T)])]
+        outputs += [net.double().eval()(x_seq) for net in (layer_by_layer, fused, wrapped)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    return outputs
+
+
+@program
 def losses_of_every_step(sj):
     net = nn.Sequential(
         sj.layer.SeqToANNContainer(nn.Linear(6, 8)), sj.neuron.MultiStepLIFNode(detach_reset=True),
