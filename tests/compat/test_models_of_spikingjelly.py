@@ -30,6 +30,8 @@ def firing(net):
         if isinstance(module, nn.Linear):
             module.weight.data.copy_(torch.randn(module.weight.shape, generator=generator) / module.in_features**0.5)
             module.bias.data += 0.3
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            module.bias.data += 0.5
         if getattr(module, "w", None) is not None:
             module.w.data += torch.randn((), generator=generator)
     return net
@@ -94,7 +96,7 @@ def test_vggs_give_the_same_logits(classic, name):
 ])  # fmt: skip
 def test_other_networks_give_the_same_logits(classic, name):
     torch.manual_seed(0)
-    settings = {"cnf": "ADD"} if "sew" in name else {}
+    settings = {"cnf": "ADD"} if "sew" in name else {"v_threshold": 0.4} if "vgg" in name else {}
     theirs = make(classic.model, classic.neuron, name, "LIFNode", **settings)
     ours = make(snnzoo.model, neuron, name, "LIFNode", **settings)
     assert_no_difference(theirs, ours, torch.randn(3, 2, 3, 48, 48), None)
