@@ -99,8 +99,7 @@ class Plain(nn.Module):
                 block.downsample = convolution
 
     def forward(self, x: Tensor) -> Tensor:
-        for segment in self.ann.segments().values():
-            x = segment(x)
+        x = self.ann.encode(x)
         return self.ann.fc(self.ann.avgpool(x).flatten(1))
 
 

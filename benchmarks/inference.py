@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import snnzoo
+from snnzoo.graph.graph import Node
 from snnzoo.inference import InferenceNetwork, measure
 from snnzoo.models.factory import build
 
@@ -203,37 +204,24 @@ def spikingjelly(
 
 
 def flops_and_bytes(fast: InferenceNetwork, x_seq: Tensor) -> tuple[int, int]:
-    """What one `fast.final(x_seq)` cannot do without: floating-point operations, and bytes that move.
+    """What one `fast(x_seq)` cannot do without: floating-point operations, and bytes that move.
 
     Operations: two a multiply-accumulate, of convolutions and linear layers. Bytes: each weight once; each
     layer's input and output once, T steps of it (one, of a static image in the stem), in the network's dtype. A
     neuron that is fused with its convolution would not move its current: so this floor is of layers apart.
     """
     totals = {"flops": 0, "bytes": 0}
+    tensors = fast.network.tensors()
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            totals["flops"] += 2 * output.numel() * module.weight[0].numel()
-            totals["bytes"] += module.weight.numel() * module.weight.element_size()
+    def count(node: Node, inputs: list[Tensor], output: Tensor) -> None:
+        if node.row.weighted and node.parameters["weight"] in tensors:
+            weight = tensors[node.parameters["weight"]]
+            totals["flops"] += 2 * output.numel() * weight[0].numel()
+            totals["bytes"] += weight.numel() * weight.element_size()
         for tensor in (*inputs, output):
             totals["bytes"] += _stored_elements(tensor) * tensor.element_size()
 
-    def count_neuron(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        residual = kwargs.get("residual")
-        count(module, args if residual is None else (*args, residual), output)
-
-    handles = []
-    for module in fast.network.modules():
-        kind = measure.kind_of(module)
-        if kind == "neuron":
-            handles.append(module.register_forward_hook(count_neuron, with_kwargs=True))
-        elif kind:
-            handles.append(module.register_forward_hook(count))
-    try:
-        fast.final(x_seq)
-    finally:
-        for handle in handles:
-            handle.remove()
+    fast(x_seq, count)
     return totals["flops"], totals["bytes"]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from snnzoo.graph.network import SpikingNetwork
     from snnzoo.models.base import SpikingNet
 
 CONTENDERS = {
@@ -81,7 +82,7 @@ def bench(
     else:
         net, ann, size, steps = _trained(model, checkpoint_of, neuron)
     size, steps = input_size or size, time_steps or steps
-    images = torch.randn(batch_size, net.model_kwargs.get("in_channels", 3), size, size)
+    images = torch.randn(batch_size, _channels(net), size, size)
     settings = {
         "model": net.model_name,
         "file": None if model in MODELS else model,
@@ -110,7 +111,7 @@ def bench(
     console.print(_layer_table(report))
 
 
-def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
+def _networks(model: str) -> tuple[SpikingNet | SpikingNetwork, nn.Module, int, int]:
     """The network, its ANN, and the input size and time steps that it is meant for."""
     from torch.nn import ReLU
 
@@ -120,14 +121,20 @@ def _networks(model: str) -> tuple[SpikingNet, nn.Module, int, int]:
     from snnzoo.models.factory import build
 
     if model in MODELS:
-        net = build(model).eval()
-        ann = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s").eval()
-        return net, torchvision_ann(ann), PRESETS[MODELS[model].preprocess].crop, 4
+        zoo = build(model).eval()
+        relu = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s").eval()
+        return zoo, torchvision_ann(relu), PRESETS[MODELS[model].preprocess].crop, 4
     net, ann = conversion.load_with_ann(model)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
-    preprocess = info.preprocess or PRESETS[MODELS[info.model].preprocess]
-    return net, torchvision_ann(ann), preprocess.crop, info.time_steps
+    size = info.preprocess.crop if info.preprocess else ann.input_shape[-1]
+    return net, torchvision_ann(ann), size, info.time_steps
+
+
+def _channels(net: SpikingNet | SpikingNetwork) -> int:
+    from snnzoo.graph.network import SpikingNetwork
+
+    return net.input_shape[0] if isinstance(net, SpikingNetwork) else int(net.model_kwargs.get("in_channels", 3))
 
 
 def _trained(file: str, model: str, neuron: str) -> tuple[SpikingNet, nn.Module, int, int]:
@@ -145,7 +152,7 @@ def _trained(file: str, model: str, neuron: str) -> tuple[SpikingNet, nn.Module,
 
 
 def _measure(
-    net: SpikingNet,
+    net: SpikingNet | SpikingNetwork,
     ann: nn.Module,
     images: torch.Tensor,
     time_steps: int,
@@ -179,7 +186,7 @@ def _measure(
                 "peak_memory": memory[name],
             }
             results.append(row)
-        layers = measure.layer_seconds(fast, runs["fast"])
+        layers = measure.layer_seconds(fast, x_seq)
     return {
         "results": results,
         "layers": [{"name": name, "kind": kind, "seconds": time} for name, (kind, time) in layers.items()],

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
     from snnzoo.evaluation.partial import PartialCounts
+    from snnzoo.graph.network import Ann, SpikingNetwork
     from snnzoo.models.base import SpikingNet
 
 ERROR_IMAGES = 16  # on which the conversion error of each layer is measured, for reports
@@ -193,7 +194,7 @@ def _measure(
 
     say = functools.partial(common.say, quiet=quiet or not rank.is_first)
     net, ann, info = _loaded(file, trained, data, say)
-    images = labelled_data(data, info.preprocess, info.classes, net.model_kwargs["num_classes"], wanted["max_pixels"])
+    images = labelled_data(data, info.preprocess, info.classes, net.num_classes, wanted["max_pixels"])
     if steps is None:
         assert isinstance(info, conversion.Conversion)
         steps = evaluation.powers_of_two(info.time_steps)
@@ -235,14 +236,14 @@ def _measure(
 
 def _loaded(
     file: Path, trained: dict[str, Any] | None, data: str, notify: Callable[[str], None]
-) -> tuple[SpikingNet, SpikingNet | None, Conversion | TrainedNetwork]:
+) -> tuple[SpikingNet | SpikingNetwork, Ann | None, Conversion | TrainedNetwork]:
     """The network, its ANN if it has one, and what is known of it."""
     from snnzoo import conversion
     from snnzoo.recognition.snn import load_snn
 
     if trained is not None:
-        net = load_snn(file, **trained, notify=notify)
-        return net, None, TrainedNetwork.of(net, trained["neuron"], data)
+        own = load_snn(file, **trained, notify=notify)
+        return own, None, TrainedNetwork.of(own, trained["neuron"], data)
     net, ann = conversion.load_with_ann(file)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)

@@ -73,10 +73,8 @@ def export(
     net = snnzoo.load(file)
     info = net.conversion
     assert isinstance(info, Conversion)
-    if input_size is None and info.preprocess is None:
-        raise UsageError(f"{file} does not say what size its images have: give --input-size")
-    size = input_size or (info.preprocess.crop if info.preprocess else 0)
-    shape = (next(net.parameters()).shape[1], size, size)
+    size = input_size or (info.preprocess.crop if info.preprocess else None)
+    shape = tuple(net.input_shape) if size is None else (net.input_shape[0], size, size)
     if format == "nir":
         from snnzoo.export.nir import write_nir
 

@@ -13,6 +13,7 @@ import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.cli import main as cli
 from snnzoo.inference import measure
+from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.models.factory import build
 
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_the_folded_ann_computes_the_same(make):
 def test_torchvisions_own_module_stands_for_the_ann_where_there_is_one():
     for name, expected in (
         ("resnet18", torchvision.models.ResNet),
-        ("resnet20", snnzoo.models.cifar_resnet.CifarResNet),
+        ("resnet20", CifarResNet),
     ):
         ann = build(name, neuron=torch.nn.ReLU, step_mode="s", num_classes=4).eval()
         theirs = measure.torchvision_ann(ann)

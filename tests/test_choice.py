@@ -1,6 +1,7 @@
 """Choosing time steps and levels for the user."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -31,10 +32,10 @@ def choose_among(ann, images, monkeypatch, agreements, tolerance=0.5):
     """`choose`, where the candidate (T, K) agrees on so many of the held-back images."""
     judged = []
 
-    def logits(ann, coding, parameters, some, time_steps, batch_size, extrapolation=0.0):
+    def logits(ann, net, some, time_steps, batch_size):
         judged.append(some)
         n = len(some)
-        right = round(n * agreements.get((time_steps, coding.levels), 0))
+        right = round(n * agreements.get((time_steps, net.coding.levels), 0))
         expected = torch.eye(2)[torch.zeros(n, dtype=torch.long)]
         return expected, torch.eye(2)[(torch.arange(n) >= right).long()].expand(time_steps, n, 2)
 
@@ -78,7 +79,8 @@ def test_measured_agreement_and_events_are_those_of_the_candidates(ann, images):
 def fitted(monkeypatch, expected, actual, coding=None):
     """What `fit_extrapolation` finds where the logits are these."""
     monkeypatch.setattr(choice, "both_logits", lambda *_: (expected, actual))
-    return choice.fit_extrapolation(None, coding or codings.Delta(), {}, None, len(actual), 1)
+    net = types.SimpleNamespace(coding=coding or codings.Delta())
+    return choice.fit_extrapolation(None, net, None, len(actual), 1)
 
 
 def test_the_extrapolation_is_how_often_the_last_change_is_still_lacking(monkeypatch):
@@ -108,15 +110,14 @@ def test_the_fitted_extrapolation_brings_a_converted_network_closer_to_its_ann()
     torch.manual_seed(0)
     ann = shake_batch_norm(snnzoo.create_model("resnet56", neuron=nn.ReLU, step_mode="s", num_classes=5)).eval()
     images = torch.randn(32, 3, 16, 16)
-    net = snnzoo.convert(ann, images, levels=1, gamma=0.7, time_steps=6)
+    net = snnzoo.convert(ann, images, levels=1, gamma=0.5, time_steps=4)
     assert 0 < net.conversion.extrapolation <= choice.MOST_EXTRAPOLATION
-    assert net.readout.extrapolation == net.conversion.extrapolation
+    assert net.extrapolation == net.conversion.extrapolation
     with torch.inference_mode():
-        x = torch.randn(16, 3, 16, 16)
-        expected, x_seq = ann(x), x.expand(6, *x.shape)
+        expected, x_seq = ann(images), images.expand(4, *images.shape)  # those that it was fitted to
         leading = net(x_seq)[-1]
         functional.reset_net(net)
-        net.readout.extrapolation = 0.0
+        net._decode.extrapolation = 0.0
         plain = net(x_seq)[-1]
     assert (leading - expected).square().mean() < (plain - expected).square().mean()
 

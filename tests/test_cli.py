@@ -326,7 +326,7 @@ def test_the_number_of_classes_is_read_from_the_checkpoint_when_it_is_not_given(
     )  # fmt: skip
     assert result.code == 0, result.err
     net = snnzoo.load("resnet18-snn.safetensors")
-    assert net.fc.out_features == 10
+    assert net.num_classes == 10
     assert net.conversion.classes == list("0123456789")  # the folders of the calibration images
 
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import nn
 
 import snnzoo
-from helpers import RECIPES, assert_converted_patterns_agree, shake_batch_norm
+from helpers import RECIPES, assert_converted_patterns_agree, neuron_sites, shake_batch_norm
 from snnzoo import codings, functional
-from snnzoo.conversion import calibration, convert_ann, data_free, load_with_ann, recipes, sites
+from snnzoo.conversion import calibration, capture_ann, convert_ann, load_with_ann, moments, recipes
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.data import digits
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
@@ -79,11 +79,12 @@ def test_every_neuron_is_replaced_and_no_ann_tensor_changes(ann, images):
     net = snnzoo.convert(ann, images)
     state = net.state_dict()
     assert all(torch.equal(state[key], value) for key, value in ann.state_dict().items())
-    names = sites.neuron_sites(net)
+    names = neuron_sites(net)
     assert len(names) == 17
+    assert names[:4] == ["relu", "layer1.0.relu", "layer1.0.relu_1", "layer1.1.relu"]
     assert all(isinstance(net.get_submodule(name).coding, codings.Delta) for name in names)
     extra = {key for key in state if key not in ann.state_dict()}
-    assert extra == {f"{site}.{name}" for site in names for name in ("v_threshold", "bias", "offset")}
+    assert extra == {f"{site}.{name}" for site in names for name in ("v_threshold", "bias")}
 
 
 def test_max_thresholds_are_the_largest_activation_of_each_channel(ann, images):
@@ -92,7 +93,7 @@ def test_max_thresholds_are_the_largest_activation_of_each_channel(ann, images):
         peak = ann.layer1[0].relu(
             ann.layer1[0].bn1(ann.layer1[0].conv1(ann.maxpool(ann.relu(ann.bn1(ann.conv1(images))))))
         )
-    peak, theta = peak.amax((0, 2, 3)), net.layer1[0].sn1.v_threshold
+    peak, theta = peak.amax((0, 2, 3)), net.neuron("layer1.0.relu").v_threshold
     assert (peak > 0).sum() > 50
     torch.testing.assert_close(theta[peak > 0], peak[peak > 0])
 
@@ -104,9 +105,9 @@ def test_percentile_thresholds_equal_the_quantile(ann, images):
     exact, peak = torch.quantile(stem, 0.9, dim=1, interpolation="higher"), stem.amax(1)
     known = exact > 0
     assert known.sum() > 40
-    torch.testing.assert_close(net.sn1.v_threshold[known], exact[known])
+    torch.testing.assert_close(net.neuron("relu").v_threshold[known], exact[known])
     rare = (exact == 0) & (peak > 0)
-    assert torch.equal(net.sn1.v_threshold[rare], peak[rare])
+    assert torch.equal(net.neuron("relu").v_threshold[rare], peak[rare])
 
 
 def test_dead_channels_get_a_usable_threshold(ann, images):
@@ -115,31 +116,8 @@ def test_dead_channels_get_a_usable_threshold(ann, images):
     dying.layer1[0].bn1.bias.data[5] = -1
     for recipe in ("delta", "rate"):
         net = snnzoo.convert(dying, images, recipe)
-        assert net.layer1[0].sn1.v_threshold[5] > 0
+        assert net.neuron("layer1.0.relu").v_threshold[5] > 0
         assert net(images.expand(4, *images.shape)).isfinite().all()
-
-
-def test_resting_inputs_are_what_biases_alone_send(ann):
-    own = build_ann("resnet18", ann.state_dict(), "ann", num_classes=4).double()
-    rest = calibration.resting_inputs(own)
-    block = ann.layer2[0]
-
-    def bias(bn):
-        return bn.bias - bn.running_mean * bn.weight / (bn.running_var + bn.eps).sqrt()
-
-    torch.testing.assert_close(rest["layer2.0.sn1"], bias(block.bn1))
-    torch.testing.assert_close(rest["layer2.0.sn2"], bias(block.bn2) + bias(block.downsample[1]))
-
-
-class OneCall(nn.Module):
-    """A ResNet's weights in a forward of its own."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.__dict__.update(net.__dict__)
-
-    def forward(self, x):
-        return self.fc(self.avgpool(self.maxpool(x)).flatten(1).repeat(1, 171)[:, :512])
 
 
 def test_convert_takes_wrapped_modules_and_leaves_them_as_they_are(ann, images):
@@ -160,7 +138,9 @@ def test_convert_takes_batches_from_a_loader(ann, images):
     labelled = torch.utils.data.TensorDataset(images, torch.zeros(8))
     for batches in (torch.utils.data.DataLoader(labelled, 3), [images[:4], images[4:]]):
         net = snnzoo.convert(ann, batches, gamma=0.5)
-        assert torch.equal(net.sn1.v_threshold, snnzoo.convert(ann, images, gamma=0.5).sn1.v_threshold)
+        assert torch.equal(
+            net.neuron("relu").v_threshold, snnzoo.convert(ann, images, gamma=0.5).neuron("relu").v_threshold
+        )
 
 
 def test_a_file_rebuilds_the_network_and_its_ann_exactly(ann, images, tmp_path):
@@ -182,12 +162,12 @@ def test_the_file_has_the_anns_keys_untouched_and_the_metadata_of_the_format(ann
         metadata = file.metadata()
         for key, value in ann.state_dict().items():
             assert torch.equal(file.get_tensor(key), value)
-        assert file.get_tensor("layer1.0.sn1.v_threshold").shape == (64,)
-    assert metadata["format"] == "snnzoo/1"
-    assert (metadata["model"], metadata["time_steps"]) == ("resnet18", "6")
+        assert file.get_tensor("layer1.0.relu.v_threshold").shape == (64,)
+    assert metadata["format"] == "snnzoo/2"
+    assert (metadata["model"], metadata["time_steps"]) == ("ResNet", "6")
     assert json.loads(metadata["coding"])["levels"] == 3
     assert json.loads(metadata["recipe"])["calibration"]["images"] == 8
-    wanted = {"preprocess", "classes", "source", "snnzoo", "torch", "model_kwargs"}
+    wanted = {"preprocess", "classes", "source", "snnzoo", "torch", "graph", "input_shape"}
     assert wanted <= set(metadata)
 
 
@@ -207,12 +187,13 @@ def damaged_files(net, path):
     yield variant(format="other/1"), "format 'other/1'"
     yield variant(coding='{"name": "morse"}'), "unknown coding 'morse'"
     yield variant(coding="{"), "metadata: field 'coding' is not valid JSON"
-    yield variant(model="resnet19"), "resnet19"
+    yield variant(graph="{"), "graph is damaged"
+    yield variant(input_shape="[3, 32]"), "do not fit"
     yield variant(time_steps="many"), "metadata: field 'time_steps' must be"
     yield variant(preprocess='{"resize": 0}'), "metadata: field 'preprocess.resize' must be"
-    yield variant(without("layer1.0.conv1.weight")), "1 missing .layer1.0.conv1.weight"
-    yield variant(without("layer1.0.sn1.v_threshold")), "layer1.0.sn1|v_threshold"
-    yield variant({**tensors, "sn1.v_threshold": torch.ones(3)}), "do not fit"
+    yield variant(without("layer1.0.conv1.weight")), "'layer1.0.conv1.weight' is missing"
+    yield variant(without("layer1.0.relu.v_threshold")), "'layer1.0.relu.v_threshold' is missing"
+    yield variant({**tensors, "relu.v_threshold": torch.ones(3)}), "do not fit"
     yield path.write_bytes(path.read_bytes()[:1000]), "damaged"
     yield path.write_bytes(b""), "damaged"
 
@@ -254,13 +235,6 @@ def test_a_wrong_request_is_a_usage_error(ann, images, change, message):
     arguments = {"ann": ann, "images": images, **change}
     with pytest.raises(UsageError, match=message):
         snnzoo.convert(**arguments)
-
-
-def test_what_is_no_resnet_of_the_zoo_is_refused(ann, images):
-    with pytest.raises(CheckpointError, match=r"no ResNet|no model of the zoo"):
-        snnzoo.convert(torchvision.models.alexnet(), images)
-    with pytest.raises(SnnzooError, match="computes something else"):
-        snnzoo.convert(OneCall(copy.deepcopy(ann)), images)
 
 
 def test_nan_weights_are_reported_with_the_layer(ann, images):
@@ -306,7 +280,7 @@ def test_calibration_takes_upstream_errors_out_and_reports_every_layer():
     images = torch.randn(16, 3, 16, 16, dtype=torch.float64)
     plain = snnzoo.convert(source, images, "rate", 8, threshold="max", bias_correction=False).conversion.layers
     fitted = snnzoo.convert(source, images, "rate", 8).conversion.layers
-    assert [layer["site"] for layer in fitted] == sites.neuron_sites(source)
+    assert [layer["site"] for layer in fitted] == neuron_sites(snnzoo.convert(source, images, gamma=0.5))
     assert fitted[-1]["error"] < 0.7 * plain[-1]["error"]
     assert plain[0]["clipped"] == 0
     assert fitted[0]["clipped"] > 0
@@ -316,8 +290,7 @@ def test_calibration_takes_upstream_errors_out_and_reports_every_layer():
 def test_balanced_thresholds_minimise_clipping_and_quantisation_together():
     activations = torch.rand(4096, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 3 * 2
     site = calibration.Site(
-        "sn1", codings.Rate(), True, torch.zeros(4, 1, 3), activations, activations.amax(0), activations.amax(0),
-        torch.zeros(3),
+        "sn1", codings.Rate(), codings.RELU, torch.zeros(4, 1, 3), activations, activations.amax(0), activations.amax(0)
     )  # fmt: skip
 
     def cost(theta):
@@ -330,12 +303,16 @@ def test_balanced_thresholds_minimise_clipping_and_quantisation_together():
         assert (cost(theta) < cost(factor * theta)).all()
 
 
-def test_few_memory_means_fewer_images_not_more_bytes(ann, images, monkeypatch):
-    own = build_ann("resnet18", ann.state_dict(), "ann", num_classes=4)
-    monkeypatch.setattr(calibration, "KEPT_BYTES", 17 * 5 * 64 * 8 * 8 * 4)
-    fits = list(calibration.images_that_fit(own, torch.zeros(40, 3, 32, 32), 4).values())
-    assert fits == [17, 17, 17, 17, 34, 34, 40, 40, 40]
-    assert set(calibration.images_that_fit(own, torch.zeros(10, 3, 32, 32), 4).values()) == {10}
+def test_few_memory_means_fewer_images_not_more_bytes(ann, monkeypatch):
+    own = capture_ann(copy.deepcopy(ann).float(), torch.zeros(2, 3, 32, 32))
+    first = own.graph.neurons[0]
+    monkeypatch.setattr(calibration, "KEPT_BYTES", 17 * 64 * 8 * 8 * 4 * (1 + 5))  # the pooled stem, then 1 + 4 steps
+    fits = calibration.images_that_fit(own.graph, own.tensors(), torch.zeros(40, 3, 32, 32), 4)
+    counts = list(fits.values())
+    assert counts == sorted(counts)
+    assert fits[first.name] == calibration.FEWEST_IMAGES + 1 or fits[first.name] == calibration.FEWEST_IMAGES
+    assert counts[-1] == 40
+    assert set(calibration.images_that_fit(own.graph, own.tensors(), torch.zeros(10, 3, 32, 32), 4).values()) == {10}
 
 
 def test_a_fine_tuned_head_is_kept_whatever_its_layers(ann, images, tmp_path):
@@ -370,7 +347,7 @@ def test_a_rate_network_trains_on_with_surrogate_gradients(images):
 
 
 @pytest.mark.parametrize(("bad", "error", "message"), [
-    (torch.zeros(2, 1, 32, 32), UsageError, "1 channels, but resnet18 takes 3"),
+    (torch.zeros(2, 1, 32, 32), UsageError, "1 channels, but ResNet takes 3"),
     (torch.full((2, 3, 32, 32), float("nan")), SnnzooError, "NaN or infinite"),
 ])  # fmt: skip
 def test_images_that_do_not_fit_are_a_clear_error(ann, bad, error, message):
@@ -384,10 +361,10 @@ def test_one_or_constant_images_still_convert(ann, images):
     assert net(images.double().expand(4, *images.shape)).isfinite().all()
 
 
-def test_rectified_moments_are_those_of_samples():
+def test_moments_behind_a_relu_are_those_of_samples():
     mean, deviation = torch.tensor([-1.0, 0.0, 0.5, 3.0]).double(), torch.tensor([1.0, 2.0, 0.5, 1.0]).double()
     samples = (torch.randn(200_000, 4, dtype=torch.float64) * deviation + mean).clamp(min=0)
-    expected_mean, expected_deviation = data_free.rectified(mean, deviation)
+    expected_mean, expected_deviation = moments.passed_on(codings.RELU, mean, deviation)
     torch.testing.assert_close(samples.mean(0), expected_mean, rtol=0.02, atol=0.01)
     torch.testing.assert_close(samples.std(0), expected_deviation, rtol=0.02, atol=0.01)
 

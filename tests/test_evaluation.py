@@ -5,8 +5,9 @@ import torch
 import torchvision
 from PIL import Image
 
+import snnzoo
+from helpers import firing
 from snnzoo import functional
-from snnzoo.conversion.sites import neuron_sites
 from snnzoo.data.datasets import calibration_images, labelled_data, limited
 from snnzoo.data.digits import Digits
 from snnzoo.data.preprocess import PRESETS, Preprocess
@@ -58,16 +59,15 @@ def test_events_equal_those_counted_event_by_event(networks, data):
     net, ann = networks
     images = data.tensors[0][:2]
     outputs = {}
-    handles = [
-        net.get_submodule(site).register_forward_hook(lambda _m, _x, y, site=site: outputs.update({site: y}))
-        for site in neuron_sites(net)
-    ]
+
+    def keep(node, _inputs, value):
+        if node in net.graph.neurons:
+            outputs[node.path] = value
+
     with torch.inference_mode():
         functional.reset_net(net)
-        net(images.expand(3, *images.shape))
+        net.run(images.expand(3, *images.shape), keep)
         functional.reset_net(net)
-    for handle in handles:
-        handle.remove()
     neurons = sum(y[0, 0].numel() for y in outputs.values())
     events = sum(y.count_nonzero().item() for y in outputs.values())
     subset = torch.utils.data.TensorDataset(images, torch.zeros(2, dtype=torch.long))
@@ -86,6 +86,42 @@ def test_time_steps_below_one_and_empty_data_are_errors(networks, data):
         evaluate(*networks, data, [0, 4])
     with pytest.raises(SnnzooError, match="no images"):
         evaluate(*networks, torch.utils.data.Subset(data, []), [1])
+
+
+@pytest.mark.parametrize("model", ["resnet20", "sew_resnet18"])
+def test_a_trained_network_is_read_out_by_the_mean_of_its_logits_and_has_no_ann(model, data):
+    torch.manual_seed(0)
+    net = firing(snnzoo.create_model(model, neuron="plif", num_classes=7))
+    images, labels = data.tensors
+    result = evaluate(net, None, data, [1, 3], batch_size=4, error_images=2, dtype=torch.float64)
+    with torch.inference_mode():
+        logits = net(images.double().expand(3, *images.shape))
+    functional.reset_net(net)
+    assert result.ann == {}
+    assert result.classes == 7
+    for row in result.results:
+        read_out = logits[: row.time_steps].mean(0)
+        assert row.top1 == (read_out.argmax(1) == labels).double().mean().item()
+        assert row.agreement is None
+        assert row.events_per_neuron_step > 0
+        assert row.energy_uj > 0
+    assert all(layer.errors == [] for layer in result.layers)
+
+
+def test_a_converted_network_may_be_evaluated_alone(networks, data):
+    beside, alone = (evaluate(networks[0], ann, data, [2], batch_size=10) for ann in (networks[1], None))
+    assert alone.ann == {}
+    assert alone.results[0].top1 == beside.results[0].top1
+    assert alone.results[0].synaptic_operations == beside.results[0].synaptic_operations
+
+
+def test_what_is_no_spiking_network_is_a_usage_error_in_words(networks, data):
+    with pytest.raises(UsageError, match="ResNet is neither a converted network nor one of the zoo"):
+        evaluate(torchvision.models.resnet18(num_classes=7), None, data, [1])
+    with pytest.raises(UsageError, match="is neither a converted network"):
+        evaluate(networks[1], networks[1], data, [1])
+    with pytest.raises(UsageError, match="was not converted, so that no ANN computes the same: give None"):
+        evaluate(snnzoo.create_model("resnet20", num_classes=7).eval(), networks[1], data, [1])
 
 
 def test_folders_are_matched_by_class_name_where_names_are_known(image_folder):

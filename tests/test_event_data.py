@@ -236,7 +236,7 @@ def converted(tmp_path_factory, ann, folder):
 def test_convert_and_eval_take_a_folder_of_frames(converted, folder, ann, frames, tmp_path):
     net, loaded_ann = load_with_ann(converted)
     assert (net.conversion.preprocess, net.conversion.time_steps) == (None, T)
-    assert net.model_kwargs["in_channels"] == 2
+    assert net.conversion.input_shape == [2, 16, 16]
     assert torch.equal(loaded_ann(frames.mean(0)), ann(frames.mean(0)))
     report = tmp_path / "report.json"
     assert main(["eval", str(converted), "--data", str(folder), "--json", str(report), "-q"]) == 0

@@ -71,7 +71,6 @@ def test_an_onnx_file_has_the_steps_asked_for(run, files, tmp_path):
         ("delta", ("--format", "onnx", "-T", "0"), 2, "--time-steps: must be at least 1, got 0"),
         ("rate", ("--format", "nir", "-T", "4"), 2, "a NIR graph takes one step at a time"),
         ("delta", ("--format", "pt2", "--without-stem"), 2, "--without-stem is for --format nir"),
-        ("rate", ("--format", "nir"), 2, "does not say what size its images have: give --input-size"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(run, files, tmp_path, recipe, options, code, message):

@@ -46,16 +46,6 @@ def load(converted, **changes):
 
 
 REFUSED = {
-    "model_kwargs": [
-        ('{"num_classes": -1}', "model_kwargs.num_classes"), ('{"num_classes": 1000000000}', "kwargs.num_classes"),
-        (f'{{"num_classes": {1 << 62}}}', "model_kwargs.num_classes"), ('{"num_classes": true}', "num_classes"),
-        ('{"num_classes": 10, "in_channels": 1000000000}', "model_kwargs.in_channels"),
-        ('{"num_classes": 10, "in_channels": 512}', r"conv1\.weight"), ('{"num_classes": 1048576}', "'classes' has 10"),
-        ('{"num_classes": 10, "option": "C"}', "model_kwargs.option"), ("{}", "model_kwargs.num_classes' is missing"),
-        ('{"num_classes": 10, "head": 3}', "model_kwargs.head"), ('{"num_classes": 10, "x": 3}', "unknown field"),
-        ('{"num_classes": 10, "head": ["Linear", 64, 1048576, true]}', "head"), ("[]", "must be a mapping"),
-        ('{"num_classes": 10, "num_classes": 11}', "'num_classes' comes twice"), (None, "'model_kwargs' is missing"),
-    ],
     "classes": [
         ('["a"]', "1 names for 10 classes"), ("{}", "'classes' must be a list of text, or null"), ("3", "'classes'"),
         ('["a", "b", "c", "d", "e", "f", "g", "h", "i", 3]', "'classes' must be"), ("[" * 100_000, "too deeply"),
@@ -82,7 +72,10 @@ REFUSED = {
                ('{"name": "delta", "choice": [1]}', "recipe"), ('{"name": {}}', "recipe")],
     "source": [("[]", "source"), ('{"file": {}}', "source"), ('{"file": 3}', "source"), ("3", "source")],
     "layers": [("{}", "layers"), ("[3]", "layers"), ('[{"site": []}]', "layers"), ('[{"error": NaN}]', "no number")],
-    "model": [("sew_resnet18", "model"), ("resnet19", "model"), ("../x", "model"), ("", "model"), (None, "missing")],
+    "model": [("", "model"), ("a\nb", "model"), (None, "missing")],
+    "extrapolation": [(text, "extrapolation") for text in ("-1", "1e300", "NaN", '"1"', "[]", "true", None)],
+    "input_shape": [(text, "input_shape") for text in ("[]", "[3, 0, 3]", "[3, 1000000, 3]", "3", "[1, 1, 1, 1]")],
+    "graph": [(text, "graph is damaged") for text in ("", "[" * 100_000, "{}")],
     "format": [("snnzoo/9", "format 'snnzoo/9'"), (None, "no snnzoo metadata")],
     "surprise": [("1", "unknown field")],
 }  # fmt: skip

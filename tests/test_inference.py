@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 import snnzoo
-from helpers import shake_batch_norm
+from helpers import neuron_sites, shake_batch_norm
 from snnzoo import codings, functional, neuron, prepare_for_inference
-from snnzoo.conversion.calibration import resting_inputs
-from snnzoo.conversion.sites import install, neuron_sites
+from snnzoo.conversion import capture_ann
+from snnzoo.conversion.neurons import install
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.graph.shapes import site_channels
+from snnzoo.graph.trained import as_graph
 from snnzoo.inference import engine
 from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.models.registry import MODELS
@@ -38,27 +41,25 @@ def trained(name, kind="if", **kwargs):
     return shake_batch_norm(net).double().eval()
 
 
-def install_random(net, recipe):
+def with_random_neurons(net, recipe):
     """Neurons as conversion leaves them, but with thresholds and biases drawn at random; `net` is an ANN."""
     generator = torch.Generator().manual_seed(3)
-    functional.set_step_mode(net, "s")
+    ann = capture_ann(net, torch.zeros(1, 3, 32, 32, dtype=next(net.parameters()).dtype))
+    dtype = next(net.parameters()).dtype
     parameters = {
         site: {
-            "v_threshold": torch.rand(len(offset), generator=generator, dtype=offset.dtype) + 0.1,
-            "bias": torch.randn(len(offset), generator=generator, dtype=offset.dtype) * 0.1,
-            "offset": offset,
+            "v_threshold": torch.rand(channels, generator=generator, dtype=dtype) + 0.1,
+            "bias": torch.randn(channels, generator=generator, dtype=dtype) * 0.1,
         }
-        for site, offset in resting_inputs(net).items()
+        for site, channels in site_channels(ann.graph, ann.tensors(), [3, 32, 32], "net").items()
     }
-    install(net, codings.CODINGS[recipe](), parameters, extrapolation=0.3 if recipe == "delta" else 0.0)
+    return install(ann, codings.CODINGS[recipe](), parameters, extrapolation=0.3 if recipe == "delta" else 0.0)
 
 
 def converted(name, recipe="delta", **kwargs):
     torch.manual_seed(0)
     net = snnzoo.create_model(name, neuron=nn.ReLU, **{**arguments_of(name), **kwargs})
-    net = shake_batch_norm(net).double().eval()
-    install_random(net, recipe)
-    return net
+    return with_random_neurons(shake_batch_norm(net).double().eval(), recipe)
 
 
 def expected(net, x_seq):
@@ -73,7 +74,7 @@ def assert_equals(net, x_seq):
     """The fast form's logits, and that they are no trivial ones."""
     want, fast = expected(net, x_seq), prepare_for_inference(net)
     torch.testing.assert_close(fast(x_seq), want, rtol=1e-9, atol=1e-9)
-    last = want.mean(0) if isinstance(net.readout, nn.Identity) else want[-1]
+    last = want[-1] if isinstance(net, SpikingNetwork) else want.mean(0)
     torch.testing.assert_close(fast.final(x_seq), last, rtol=1e-9, atol=1e-9)
 
 
@@ -175,11 +176,11 @@ def test_a_call_that_fails_leaves_no_state():
 def test_the_network_is_not_changed():
     net, x_seq = converted("vgg11_bn"), images(3, 2, 3, 32, 32)
     net(x_seq)  # leaves state
-    state, held = copy.deepcopy(net.state_dict()), net.features[2].sn.m.clone()
+    state, held = copy.deepcopy(net.state_dict()), net.neuron("features.2.sn").m.clone()
     fast = prepare_for_inference(net, dtype=torch.float32)
     fast(x_seq)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert torch.equal(net.features[2].sn.m, held)
+    assert torch.equal(net.neuron("features.2.sn").m, held)
     assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in fast.network.parameters()}
 
 
@@ -190,50 +191,56 @@ def test_the_input_is_not_changed():
     assert torch.equal(x_seq, before)
 
 
-def test_offsets_disappear_where_bn_is_folded():
-    net = converted("resnet18").float()  # offsets are rounded apart from BN then
-    fast = prepare_for_inference(net)
-    sites = [fast.network.get_submodule(site) for site in neuron_sites(fast.network)]
-    assert all(site.offset == 0.0 for site in sites)
-    assert len(sites) == len(neuron_sites(net)) == 17
-
-
-def test_an_offset_of_ones_own_is_kept():
-    net = converted("resnet20")
-    net.layer2[0].sn1.offset += 0.3
-    assert_equals(net, images(3, 2, 3, 32, 32))
+def test_biases_and_residuals_are_left_to_the_neurons():
+    network = prepare_for_inference(converted("resnet18")).network
+    operations = [node.operation for node in network.graph]
+    assert not {"batch_norm", "add", "shift", "scale"} & set(operations)
+    assert all("bias" not in node.parameters for node in network.graph if node.operation == "conv2d")
+    assert sum(len(node.inputs) == 2 for node in network.graph.neurons) == 8  # those that end a block
 
 
 def test_a_static_image_passes_the_stem_once():
-    fast, shapes = prepare_for_inference(trained("resnet18")), []
-    fast.network.conv1.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[0]))
+    network = prepare_for_inference(trained("resnet18")).network
+    strides = []
+
+    def watch(node, inputs, value):
+        if node.path == "conv1":
+            strides.append(value.stride(0))
+
     x = images(2, 3, 32, 32)
-    fast(x.expand(4, *x.shape))
-    fast(x.repeat(4, 1, 1, 1, 1))
-    assert shapes == [2, 8]
+    network.run(x.expand(4, *x.shape), watch)
+    functional.reset_net(network)
+    network.run(x.repeat(4, 1, 1, 1, 1), watch)
+    assert strides[0] == 0 < strides[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_in_half_precision_neurons_and_classifier_stay_float32(dtype):
     fast = prepare_for_inference(converted("resnet20"), dtype=dtype)
-    seen = []
-    fast.network.layer1[0].conv1.register_forward_hook(lambda _, inputs, y: seen.append((inputs[0].dtype, y.dtype)))
+    seen = {}
+    with torch.inference_mode():
+        fast.network.run(
+            images(2, 1, 3, 32, 32).to(dtype), lambda node, x, y: seen.update({node.path: (x[0].dtype, y.dtype)})
+        )
+    functional.reset_net(fast.network)
+    assert seen["layer1.0.conv1"] == (dtype, dtype)
+    assert seen["fc"] == (torch.float32, torch.float32)
     logits = fast(images(2, 1, 3, 32, 32))
-    assert seen == [(dtype, dtype)]
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
-    assert {fast.network.sn1.v_threshold.dtype, fast.network.sn1.bias.dtype} == {torch.float32}
+    first = fast.network.neuron("sn1")
+    assert {first.v_threshold.dtype, first.bias.dtype} == {torch.float32}
 
 
 @pytest.mark.parametrize("make", [trained, converted])
 def test_activity_of_the_fast_form_equals_that_of_the_network(make):
-    net, x_seq = make("resnet18"), images(3, 2, 3, 32, 32)
+    net, x_seq = as_graph(make("resnet18")), images(3, 2, 3, 32, 32)
     fast = prepare_for_inference(net)
     meters = ActivityMeter(net), ActivityMeter(fast.network)
-    with meters[0]:
-        expected(net, x_seq)
+    with torch.inference_mode(), meters[0]:
+        net.run(x_seq, meters[0].watch)
     with meters[1]:
-        fast(x_seq)
+        fast(x_seq, meters[1].watch)
     want, got = (meter.activity for meter in meters)
     assert got.events == want.events
     assert got.operations == want.operations
@@ -242,19 +249,26 @@ def test_activity_of_the_fast_form_equals_that_of_the_network(make):
 
 
 def test_what_has_no_fast_form_is_named():
+    with pytest.raises(UsageError, match="no spiking neurons: run the network itself"):
+        prepare_for_inference(snnzoo.create_model("resnet20", neuron=nn.ReLU))
+    with pytest.raises(ValueError, match=r"\[T, N, C, H, W\], got \[1, 3, 32, 32\]"):
+        prepare_for_inference(trained("resnet20"))(images(1, 3, 32, 32))
+
+
+def test_a_network_of_ones_own_has_a_fast_form():
     class OtherNet(type(trained("resnet20"))):
         pass
 
-    with pytest.raises(UsageError, match=r"network OtherNet.*run the network itself"):
-        prepare_for_inference(OtherNet(3, neuron=neuron.IFNode))
-    with pytest.raises(UsageError, match="neuron ReLU"):
-        prepare_for_inference(snnzoo.create_model("resnet20", neuron=nn.ReLU))
-    net = trained("resnet20")
+    torch.manual_seed(0)
+    net = shake_batch_norm(OtherNet(3, neuron=neuron.IFNode)).double().eval()
     net.layer1[0] = nn.Identity()
-    with pytest.raises(UsageError, match="block Identity"):
-        prepare_for_inference(net)
-    with pytest.raises(ValueError, match=r"\[T, N, C, H, W\], got \[1, 3, 32, 32\]"):
-        prepare_for_inference(trained("resnet20"))(images(1, 3, 32, 32))
+    assert_equals(net, images(3, 2, 3, 32, 32))
+
+
+def test_a_trained_network_as_a_graph_gives_its_logits():
+    net, x_seq = trained("sew_resnet18"), images(3, 2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(as_graph(net)(x_seq), expected(net, x_seq), rtol=1e-9, atol=1e-9)
 
 
 SMALL = {"if": IFNode, "lif": LIFNode, "delta": "delta", "differential": "differential", "signed": "signed"}
@@ -268,7 +282,7 @@ def test_with_the_kernels_of_a_gpu_logits_are_those_of_the_network(kind):
     node = SMALL[kind] if not isinstance(SMALL[kind], str) else nn.ReLU
     net = shake_batch_norm(CifarResNet(1, neuron=node, num_classes=3)).eval()
     if isinstance(SMALL[kind], str):
-        install_random(net, SMALL[kind])
+        net = with_random_neurons(net, SMALL[kind])
     x = images(1, 3, 8, 8).float()
     with snnzoo.ops.use_backend("reference"):
         fast = prepare_for_inference(net)

@@ -138,10 +138,10 @@ def converted(tmp_path_factory):
 def test_inspect_reads_a_converted_file(snn, converted):
     report = inspected(snn, converted)
     assert report["layout"]["name"] == "snnzoo"
-    assert (report["model"]["name"], report["model"]["head"], report["layout"]["notes"]) == ("resnet20", HEAD, [])
+    assert (report["model"]["name"], report["model"]["depth"], report["layout"]["notes"]) == ("resnet20", 20, [])
     assert report["missing"] == report["unexpected"] == []
     assert "layer1.0.sn1.v_threshold" in report["neuron_parameters"]
-    assert report["metadata"]["format"] == "snnzoo/1"
+    assert report["metadata"]["format"] == "snnzoo/2"
     assert report["metadata"]["model"] == "resnet20"
 
 

@@ -12,8 +12,8 @@ from snnzoo import codings, prepare_for_inference
 from snnzoo.converted_node import ConvertedNode
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.evaluator import evaluate
-from snnzoo.inference.folding import FoldedNeuron
-from snnzoo.inference.integer import PIECES, IntegerConv2d, SpikeValues
+from snnzoo.inference.integer import PIECES, IntegerConv2d, Source, SpikeValues
+from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.neuron import IFNode
 
 NODES = {
@@ -57,7 +57,7 @@ def test_currents_are_those_of_the_rounded_weights(kind, pieces, settings):
     neuron, units = source_of(kind, integer=True)
     assert units.dtype == torch.int8
     assert units.count_nonzero() > 0
-    current = IntegerConv2d(conv, neuron, pieces)(units)
+    current = IntegerConv2d(conv, Source([neuron]), pieces)(units)
     assert current.is_contiguous(memory_format=torch.channels_last)
 
     exact = copy.deepcopy(conv).double()
@@ -77,7 +77,7 @@ def _geometry(conv):
 def test_units_are_worth_what_the_neuron_sends(kind):
     _, values = source_of(kind, integer=False)
     neuron, units = source_of(kind, integer=True)
-    torch.testing.assert_close(SpikeValues(neuron)(units), values)
+    torch.testing.assert_close(SpikeValues(Source([neuron]))(units), values)
 
 
 def trained(name="resnet18"):
@@ -136,9 +136,32 @@ def test_an_evaluation_counts_the_same_activity():
     assert few.synaptic_operations == pytest.approx(many.synaptic_operations, rel=0.02)
 
 
-def test_only_resnets_have_integer_weights():
-    with pytest.raises(UsageError, match="only ResNets"):
-        prepare_for_inference(trained("sew_resnet18"), dtype=torch.int8)
+def test_a_network_whose_convolutions_see_no_spikes_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    snn = snnzoo.convert(net, torch.randn(4, 3, 8, 8), levels=7, gamma=0.5)
+    with pytest.raises(UsageError, match="no convolution of the network sees spikes"):
+        prepare_for_inference(snn, dtype=torch.int8)
+
+
+class Joined(nn.Module):
+    """Two branches whose spikes, with thresholds of their own, are joined for one convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.join = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(10, 5, 3)
+
+    def forward(self, x):
+        y = torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
+        return self.join(y).relu().mean((2, 3))
+
+
+def test_joined_spikes_keep_what_each_is_worth():
+    torch.manual_seed(0)
+    net = snnzoo.convert(Joined(), torch.randn(8, 3, 12, 12), levels=7, gamma=0.5)
+    x = torch.randn(4, 3, 12, 12)
+    exact, rounded = (prepare_for_inference(net, dtype=d) for d in (torch.float32, torch.int16))
+    assert list(rounded.network._replaced)
+    torch.testing.assert_close(rounded(x.expand(4, *x.shape)), exact(x.expand(4, *x.shape)), rtol=0.02, atol=0.01)
 
 
 def test_spikes_too_large_for_eight_bits_are_refused():

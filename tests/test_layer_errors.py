@@ -6,7 +6,7 @@ import torchvision
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.conversion.sites import neuron_sites
+from snnzoo import functional
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.models.factory import build_ann
 
@@ -18,16 +18,16 @@ def test_errors_are_those_of_the_decoded_outputs(recipe):
     ann = build_ann("resnet18", weights, "weights", num_classes=3).double()
     images = torch.randn(6, 3, 32, 32).double()
     net = snnzoo.convert(ann, images, recipe, time_steps=4)
-    errors = layer_errors(net, ann, images[:3], [2, 4])
-    assert list(errors) == neuron_sites(net)
+    errors = layer_errors(net, images[:3], [2, 4])
+    assert list(errors) == [node.path for node in net.graph.neurons]
 
     outputs, activations = {}, {}
-    for site in errors:
-        net.get_submodule(site).register_forward_hook(lambda _m, _x, y, site=site: outputs.update({site: y}))
+    for site in errors:  # the modules of the ANN itself
         ann.get_submodule(site).register_forward_hook(lambda _m, _x, y, site=site: activations.update({site: y}))
     with torch.inference_mode():
         ann(images[:3])
-        net(images[:3].expand(4, 3, 3, 32, 32))
+        functional.reset_net(net)
+        net.run(images[:3].expand(4, 3, 3, 32, 32), lambda node, _x, y: outputs.update({node.path: y}))
     for site, by_steps in errors.items():
         for t, error in zip([2, 4], by_steps, strict=True):
             total = outputs[site][:t].sum(0)

@@ -18,13 +18,14 @@ from snnzoo.report.figures import DARK, LIGHT, Measured, as_svg, write_plot
 from snnzoo.report.html import most_confused, render, write_report
 
 
-def measured(label="net", classes=3, layers=5, top1=0.8, errors=True):
+def measured(label="net", classes=3, layers=5, top1=0.8, errors=True, compared=True):
     confusion = {(i, j): 10 if i == j else (i + 2 * j) % 3 for i in range(classes) for j in range(classes)}
     steps = [1, 2, 4]
-    results = [TimeStepResult(t, top1 - 0.1 / t, 0.99, 0.9, 50.0 / t, 0.4, 1e6 * t, 2.0 * t) for t in steps]
+    agreement = 0.9 if compared else None
+    results = [TimeStepResult(t, top1 - 0.1 / t, 0.99, agreement, 50.0 / t, 0.4, 1e6 * t, 2.0 * t) for t in steps]
     evaluation = Evaluation(
         images=sum(confusion.values()),
-        ann={"top1": 0.81, "top5": 0.99, "multiply_accumulates": 4_000_000, "energy_uj": 18.4},
+        ann={"top1": 0.81, "top5": 0.99, "multiply_accumulates": 4_000_000, "energy_uj": 18.4} if compared else {},
         results=results,
         layers=[
             LayerResult(f"layer{i}.0.sn1", 100, [0.5, 0.4, 0.3, 0.2], [0.1, 0.01, 0.001] if errors else [])
@@ -36,13 +37,12 @@ def measured(label="net", classes=3, layers=5, top1=0.8, errors=True):
     names = [f"class {i}" for i in range(classes)]
     conversion = Conversion(
         "resnet20",
-        {"num_classes": classes},
         Delta(3, 0.5),
         4,
         {"name": "delta", "levels": 3, "gamma": None, "calibration": {"source": "train", "images": 512}},
-        PRESETS["cifar10"],
-        names,
-        {"file": "a.pth", "sha256": "0123"},
+        preprocess=PRESETS["cifar10"],
+        classes=names,
+        source={"file": "a.pth", "sha256": "0123"},
     )
     facts = facts_of(conversion, {"file": "net.safetensors", "data": "test", "device": "cpu"})
     return Measured(label, evaluation, "delta(levels=3)", "graded spikes of up to 3 levels", names, facts)
@@ -87,6 +87,18 @@ def test_a_report_says_what_was_measured_and_where_it_comes_from():
         assert expected in text, expected
     assert "gamma</td>" not in text  # what is not set is not listed
     assert text.count("<svg") == 3
+
+
+def test_a_network_without_an_ann_is_reported_without_one():
+    alone = measured("trained", compared=False)
+    text = render([alone], "resnet20", "command")
+    Structure(text)
+    assert "77.50" in text
+    assert "ANN top-1" not in text
+    assert "MAC<" not in text
+    assert as_svg(lambda roles: figures.accuracy([alone], roles)).count("ANN, ") == 0
+    both = render([alone, measured("converted")], "compared", "command")
+    assert both.count("<td>ANN</td>") == 1
 
 
 def test_a_report_is_light_or_dark_as_its_reader_wishes():

@@ -159,7 +159,7 @@ def test_a_run_that_does_not_fit_is_the_callers_to_handle(recorder):
     assert not cache.functions
 
 
-def test_a_network_is_recorded_for_each_shape_of_input_and_runs_by_itself_under_hooks(recorder, monkeypatch):
+def test_a_network_is_recorded_for_each_shape_of_input_and_runs_by_itself_when_watched(recorder, monkeypatch):
     monkeypatch.setattr(graphs, "capture", lambda function, x, pool: recorder.append(tuple(x.shape)) or function)
     net = snnzoo.create_model("resnet20", num_classes=3).eval()
     plain, fast = snnzoo.prepare_for_inference(net), snnzoo.prepare_for_inference(net)
@@ -171,7 +171,8 @@ def test_a_network_is_recorded_for_each_shape_of_input_and_runs_by_itself_under_
         torch.testing.assert_close(fast(x_seq), plain(x_seq))
         torch.testing.assert_close(fast.final(x_seq), plain.final(x_seq))
     assert recorder == [(4, 3, 8, 8)] * 6
-    fast.network.conv1.register_forward_hook(lambda *_: None)
-    fast(x.expand(5, *x.shape))
+    seen = []
+    fast(x.expand(5, *x.shape), lambda node, inputs, value: seen.append(node.name))
+    assert seen == [node.name for node in fast.network.graph]
     fast.without_graphs()(x.expand(6, *x.shape))
     assert len(recorder) == 6

@@ -26,6 +26,7 @@ __all__ = [
     "ReLU",
     "SiLU",
     "Sigmoid",
+    "Tanh",
     "activation_from_dict",
     "register",
 ]
@@ -162,6 +163,17 @@ class Hardswish(Activation):
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return functional.hardswish(*_target(x, out))
+
+
+@register
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
+
+    name = "tanh"
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.tanh(x, out=out)
 
 
 @register

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snnzoo.codings import Coding
-from snnzoo.conversion.calibration import Parameters, calibrate
+from snnzoo.conversion.ann import capture_ann
+from snnzoo.conversion.calibration import calibrate
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
+from snnzoo.conversion.neurons import install
 from snnzoo.conversion.recipes import Recipe, make_recipe
-from snnzoo.conversion.sites import install
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
-from snnzoo.models.base import SpikingNet
+from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
 
 TIME_STEPS = (1, 2, 4, 8, 16)
@@ -63,7 +62,7 @@ class Choice:
 
 
 def choose(
-    ann: SpikingNet,
+    ann: nn.Module,
     images: Tensor,
     tolerance: float = TOLERANCE,
     *,
@@ -77,7 +76,7 @@ def choose(
     no less: where the largest K fails, the smaller ones at that T are not tried.
 
     Args:
-        ann: ReLU network, single-step, in eval mode; not changed.
+        ann: what `capture_ann` made, or a network for it.
         images: preprocessed, `[N, C, H, W]`, N >= 2; or frames of events, `[N, T, C, H, W]`, which settle T.
         tolerance: percentage points of agreement that may be missing to 100.
         progress: called with (done, total, description).
@@ -98,15 +97,19 @@ def choose(
     fitted = images[: min(SEARCH_IMAGES, len(images) // 2)]
     held_back = images[len(fitted) :][:HELD_BACK]
     candidates: list[Candidate] = []
+    own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
 
     def within(time_steps: int, levels: int) -> bool:
         if progress:
             progress(len(candidates), len(TIME_STEPS) + len(LEVELS) - 1, f"choosing: T={time_steps}, {levels} levels")
         recipe = make_recipe("delta", levels=levels)
         coding = recipe.coding
-        parameters, sites = calibrate(ann, fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed)
-        extrapolation, _ = fit_extrapolation(ann, coding, parameters, fitted, time_steps, batch_size)
-        expected, actual = both_logits(ann, coding, parameters, held_back, time_steps, batch_size, extrapolation)
+        parameters, sites = calibrate(
+            own.graph, own.tensors(), fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed
+        )
+        extrapolation, _ = fit_extrapolation(own, install(own, coding, parameters), fitted, time_steps, batch_size)
+        net = install(own, coding, parameters, extrapolation)
+        expected, actual = both_logits(own, net, held_back, time_steps, batch_size)
         agreement = 100 * (expected.argmax(1) == actual[-1].argmax(1)).double().mean().item()
         events = time_steps * sum(site.events for site in sites) / len(sites)
         candidates.append(Candidate(time_steps, levels, agreement, events))
@@ -126,17 +129,20 @@ def choose(
 
 
 def fit_extrapolation(
-    ann: SpikingNet, coding: Coding, parameters: Parameters, images: Tensor, time_steps: int, batch_size: int
+    ann: Ann, net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int
 ) -> tuple[float, float]:
     """Return the `extrapolation` of the readout that brings the logits closest to the ANN's, 0 where there is none.
+
+    Args:
+        net: converted, without extrapolation.
 
     Returns:
         the extrapolation, and the mean squared difference of logits that is left.
     """
-    expected, actual = both_logits(ann, coding, parameters, images, time_steps, batch_size)
+    expected, actual = both_logits(ann, net, images, time_steps, batch_size)
     lacking = expected - actual[-1]
     extrapolation = 0.0
-    if coding.extrapolates and len(actual) > 1:
+    if net.coding is not None and net.coding.extrapolates and len(actual) > 1:
         change = actual[-1] - actual[-2]
         best = (lacking * change).sum() / change.square().sum().clamp(min=1e-30)
         extrapolation = round(best.clamp(0, MOST_EXTRAPOLATION).item(), 3)
@@ -145,22 +151,16 @@ def fit_extrapolation(
 
 
 def both_logits(
-    ann: SpikingNet,
-    coding: Coding,
-    parameters: Parameters,
-    images: Tensor,
-    time_steps: int,
-    batch_size: int,
-    extrapolation: float = 0.0,
+    ann: Ann, net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return the ANN's logits `[N, num_classes]`, and the network's after each step, `[T, N, num_classes]`."""
+    assert net.coding is not None
     weight = next(ann.parameters())
-    snn = copy.deepcopy(ann)
-    install(snn, coding, parameters, extrapolation)
     expected, actual = [], []
     with torch.inference_mode():
         for x in images.to(weight.device, weight.dtype).split(batch_size):
-            reset_net(snn)
+            reset_net(net)
             expected.append(ann(ann_input(x)))
-            actual.append(snn(network_input(x, coding, time_steps)))
+            actual.append(net(network_input(x, net.coding, time_steps)))
+    reset_net(net)
     return torch.cat(expected), torch.cat(actual, 1)

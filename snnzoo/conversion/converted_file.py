@@ -1,9 +1,14 @@
-"""The file that a converted network is kept in: safetensors, the ANN's tensors untouched."""
+"""The file that a converted network is kept in: safetensors, the ANN's tensors untouched, the graph in its metadata.
+
+It rebuilds itself: neither the zoo nor the user's module is needed, and no code is in it. Files of the first format
+named a model of the zoo instead; they are read, too.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,78 +21,70 @@ from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.checkpoints.layouts import check_fits
 from snnzoo.codings import Coding, coding_from_dict
-from snnzoo.conversion.metadata import read
-from snnzoo.conversion.sites import install, neuron_sites, parameter_names
+from snnzoo.conversion.ann import capture_ann
+from snnzoo.conversion.metadata import FIRST_FORMAT, FORMAT, read
+from snnzoo.conversion.neurons import PARAMETER_NAMES, Parameters, install
 from snnzoo.data.preprocess import Preprocess
-from snnzoo.errors import CheckpointError, UsageError, first_few
-from snnzoo.models.base import SpikingNet
+from snnzoo.errors import CheckpointError, SnnzooError, UsageError, first_few
+from snnzoo.graph.graph import Graph
+from snnzoo.graph.network import Ann, SpikingNetwork
+from snnzoo.graph.shapes import value_shapes
 from snnzoo.models.factory import build, load_ann_weights
-
-FORMAT = "snnzoo/1"
 
 
 @dataclass
 class Conversion:
-    """Where a converted network comes from and how it was made; all that a file holds beside tensors."""
+    """Where a converted network comes from and how it was made; all that a file holds beside tensors and the graph."""
 
-    model: str
-    model_kwargs: dict[str, Any]
+    model: str  # name in the zoo, or of the user's class
     coding: Coding
     time_steps: int
     recipe: dict[str, Any]
+    extrapolation: float = 0.0  # of the readout
     preprocess: Preprocess | None = None
     classes: list[str] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
-    extrapolation: float = 0.0  # of the readout
+    input_shape: list[int] | None = None  # of an image that it was captured with, [C, H, W]; None in the first format
 
     def to_metadata(self) -> dict[str, str]:
         """Return the strings of a safetensors header: JSON where it is not a plain name."""
-        readout = {"lead": self.extrapolation} if self.extrapolation else {}
         return {
             "format": FORMAT,
             "model": self.model,
-            "model_kwargs": json.dumps(self.model_kwargs),
-            "coding": json.dumps({**self.coding.to_dict(), **readout}),
+            "coding": json.dumps(self.coding.to_dict()),
+            "extrapolation": json.dumps(self.extrapolation),
             "time_steps": str(self.time_steps),
             "recipe": json.dumps(self.recipe),
             "preprocess": json.dumps(self.preprocess and self.preprocess.to_dict()),
             "classes": json.dumps(self.classes),
             "source": json.dumps(self.source),
             "layers": json.dumps(self.layers),
+            "input_shape": json.dumps(self.input_shape),
             "snnzoo": __version__,
             "torch": str(torch.__version__),
         }
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str], source: str) -> Conversion:
-        """The inverse of `to_metadata`.
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> Conversion:
+        """Return the inverse of `to_metadata`, also of the first format.
 
         Raises:
             CheckpointError: if the metadata is not that of a converted network.
         """
-        found = metadata.get("format")
-        if found != FORMAT:
-            what = f"has format {found!r}" if found else "has no snnzoo metadata"
-            raise CheckpointError(f"{source}: {what}, expected {FORMAT!r}: make one with snnzoo convert")
         fields = read(metadata, source)
-        names = ("model", "model_kwargs", "time_steps", "recipe", "classes", "source", "layers")
+        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "layers", "input_shape")
         try:
-            coding = dict(fields["coding"])
-            extrapolation = float(coding.pop("lead", 0.0))
-            if extrapolation < 0:
-                raise ValueError(f"lead must be at least 0, got {extrapolation}")
             return cls(
-                coding=coding_from_dict(coding, source),
+                coding=coding_from_dict(fields["coding"], source),
                 preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
-                extrapolation=extrapolation,
                 **{name: fields[name] for name in names},
             )
         except ValueError as error:
             raise CheckpointError(f"{source}: metadata: {error}") from None
 
 
-def save(net: SpikingNet, path: str | Path, *, replace: bool = True) -> None:
+def save(net: SpikingNetwork, path: str | Path, *, replace: bool = True) -> None:
     """Write a converted network to a safetensors file: the ANN's tensors untouched, the neurons', and metadata.
 
     The same network twice is the same bytes twice. `replace` says whether a file of that name may be replaced.
@@ -97,14 +94,18 @@ def save(net: SpikingNet, path: str | Path, *, replace: bool = True) -> None:
         CheckpointError: if parameters of its neurons are not finite, or its `conversion` holds what no file can.
         SnnzooError: if the file cannot be written.
     """
-    conversion = _conversion_of(net)
-    _check_finite(net.state_dict(), "cannot save the network")
-    metadata = conversion.to_metadata()
+    conversion = getattr(net, "conversion", None)
+    if not isinstance(conversion, Conversion):
+        raise UsageError("the network was not converted: make one with snnzoo.convert, or load one with snnzoo.load")
+    tensors = net.state_dict()
+    _check_finite(net.graph, tensors, "cannot save the network")
+    _check_classes(conversion, net.num_classes, "cannot save the network")
+    metadata = {**conversion.to_metadata(), "graph": net.graph.to_json()}
     read(metadata, "cannot save the network")  # so that no file is written that could not be read
-    write_safetensors(Path(path), net.state_dict(), metadata, replace=replace)
+    write_safetensors(Path(path), tensors, metadata, replace=replace)
 
 
-def load(path: str | Path) -> SpikingNet:
+def load(path: str | Path) -> SpikingNetwork:
     """Rebuild a converted network from its file alone: multi-step, eval mode, on the CPU.
 
     Raises:
@@ -113,64 +114,91 @@ def load(path: str | Path) -> SpikingNet:
     return load_with_ann(path)[0]
 
 
-def load_with_ann(path: str | Path) -> tuple[SpikingNet, SpikingNet]:
-    """As `load`, and the ANN in the same file beside it (single-step, ReLU)."""
+def load_with_ann(path: str | Path) -> tuple[SpikingNetwork, Ann]:
+    """As `load`, and the ANN in the same file beside it."""
     tensors, metadata = read_safetensors(Path(path))
-    conversion = Conversion.from_metadata(metadata, str(path))
-    make = functools.partial(build, conversion.model, neuron=nn.ReLU, **conversion.model_kwargs)
-    ann_tensors = {key: value for key, value in tensors.items() if not is_neuron_key(key)}
+    source = str(path)
+    conversion = Conversion.from_metadata(metadata, source)
+    if metadata["format"] == FIRST_FORMAT:
+        ann = _ann_of_first_format(tensors, metadata, source)
+        conversion.input_shape = ann.input_shape  # written anew, it is of today's format
+        tensors = {key: value for key, value in tensors.items() if not key.endswith(".offset")}
+    else:
+        graph = Graph.from_json(metadata["graph"], source)
+        neurons = {f"{node.path}.{name}" for node in graph.neurons for name in PARAMETER_NAMES}
+        ann = _ann(graph, {key: value for key, value in tensors.items() if key not in neurons}, conversion, source)
+    parameters = _neuron_parameters(ann, tensors, conversion, source)
+    _check_finite(ann.graph, tensors, source)
+    try:
+        for node in ann.graph.neurons:
+            conversion.coding.check_activation(node.activation)
+        net = install(ann, conversion.coding, parameters, conversion.extrapolation)
+    except (RuntimeError, ValueError, SnnzooError) as error:
+        raise CheckpointError(f"{source}: neuron parameters do not fit: {' '.join(str(error).split())}") from None
+    net.conversion = conversion
+    return net, ann
+
+
+def _ann(graph: Graph, tensors: Mapping[str, Tensor], conversion: Conversion, source: str) -> Ann:
+    for node in graph:
+        for role, key in node.parameters.items():
+            if key not in tensors:
+                raise CheckpointError(
+                    f"{source}: the tensor {key!r} is missing, the {role} of {node.path or node.name}"
+                )
+    try:
+        return Ann(graph, tensors, conversion.model, conversion.input_shape or []).eval()
+    except SnnzooError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _ann_of_first_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> Ann:
+    """The ANN of a model of the zoo, captured anew."""
+    make = functools.partial(
+        build, metadata["model"], neuron=nn.ReLU, step_mode="s", **json.loads(metadata["model_kwargs"])
+    )
+    own = {key: value for key, value in tensors.items() if not is_neuron_key(key)}
     try:
         with torch.device("meta"):  # shapes alone, until it is known that the tensors back them
-            check_fits(make(step_mode="s").state_dict(), ann_tensors, str(path))
-        ann, net = make(step_mode="s"), make(step_mode="m")
+            check_fits(make().state_dict(), own, source)
+        module = make()
     except (UsageError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: metadata: {' '.join(str(error).split())}") from None
-    load_ann_weights(ann, ann_tensors, str(path))
-    _check_finite(tensors, str(path))
-    try:
-        parameters = _neuron_parameters(net, tensors)
-        _check_parameters(net, conversion.coding, parameters, str(path))
-        install(net, conversion.coding, parameters, conversion.extrapolation)
-        net.load_state_dict(tensors)
-    except KeyError as error:
-        raise CheckpointError(f"{path}: neuron parameter {error.args[0]!r} is missing") from None
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: neuron parameters do not fit: {' '.join(str(error).split())}") from None
-    net.conversion = conversion
-    return net.eval(), ann.eval()
+        raise CheckpointError(f"{source}: metadata: {' '.join(str(error).split())}") from None
+    load_ann_weights(module, own, source)
+    return capture_ann(module.eval())
 
 
-def _check_finite(tensors: dict[str, Tensor], source: str) -> None:
+def _check_classes(conversion: Conversion, outputs: int, source: str) -> None:
+    if conversion.classes is not None and len(conversion.classes) != outputs:
+        raise CheckpointError(
+            f"{source}: metadata: field 'classes' has {len(conversion.classes)} names for {outputs} classes"
+        )
+
+
+def _check_finite(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> None:
     """Damaged weights make thresholds that are not numbers, or infinite."""
-    bad = [key for key, value in tensors.items() if is_neuron_key(key) and not value.isfinite().all()]
+    keys = [f"{node.path}.{name}" for node in graph.neurons for name in PARAMETER_NAMES]
+    bad = [key for key in keys if not tensors[key].isfinite().all()]
     if bad:
         raise CheckpointError(f"{source}: {first_few(bad)} not finite: are the ANN's weights or the images damaged?")
 
 
-def _neuron_parameters(net: SpikingNet, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    prefixes = {site: f"{site}." for site in neuron_sites(net)}
-    return {
-        site: {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        for site, prefix in prefixes.items()
-    }
-
-
-def _check_parameters(net: SpikingNet, coding: Coding, parameters: dict[str, dict[str, Tensor]], source: str) -> None:
-    """Every site has the coding's parameters, with a value for each of its channels."""
-    for site, tensors in parameters.items():
-        for name in parameter_names(coding):
-            if name not in tensors:
-                raise KeyError(f"{site}.{name}")
-        channels = net.channels_of(site)
-        for name, value in tensors.items():
-            if value.shape != (channels,):
+def _neuron_parameters(ann: Ann, tensors: Mapping[str, Tensor], conversion: Conversion, source: str) -> Parameters:
+    """Those of every site, with a value for each of its channels."""
+    shapes = value_shapes(ann.graph, ann.tensors(), ann.input_shape, source)
+    channels = {node.path: shapes[node.name][0] for node in ann.graph.neurons}
+    _check_classes(conversion, shapes[ann.graph.output][0], source)
+    parameters: Parameters = {}
+    for node in ann.graph.neurons:
+        parameters[node.path] = {}
+        for name in PARAMETER_NAMES:
+            key = f"{node.path}.{name}"
+            if key not in tensors:
+                raise CheckpointError(f"{source}: neuron parameter {key!r} is missing")
+            if tensors[key].shape != (channels[node.path],):
                 raise CheckpointError(
-                    f"{source}: neuron parameters do not fit: {site}.{name} has shape {list(value.shape)} instead of "
-                    f"[{channels}]"
+                    f"{source}: neuron parameters do not fit: {key} has shape {list(tensors[key].shape)} instead of "
+                    f"[{channels[node.path]}]"
                 )
-
-
-def _conversion_of(net: SpikingNet) -> Conversion:
-    if not isinstance(net.conversion, Conversion):
-        raise UsageError("the network was not converted: make one with snnzoo.convert, or load one with snnzoo.load")
-    return net.conversion
+            parameters[node.path][name] = tensors[key]
+    return parameters

@@ -1,4 +1,4 @@
-"""ANN to SNN: build the ANN, calibrate, replace its neurons."""
+"""ANN to SNN: capture the network, calibrate, put neurons in the place of its activations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.codings import Coding
-from snnzoo.conversion.calibration import Parameters, SiteReport, calibrate, work
+from snnzoo.conversion.ann import capture_ann
+from snnzoo.conversion.calibration import SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
 from snnzoo.conversion.converted_file import Conversion
-from snnzoo.conversion.data_free import data_free_parameters
-from snnzoo.conversion.inputs import ann_input, has_frames
+from snnzoo.conversion.inputs import has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
+from snnzoo.conversion.moments import data_free_parameters
+from snnzoo.conversion.neurons import Parameters, install
 from snnzoo.conversion.recipes import Recipe, make_recipe
-from snnzoo.conversion.sites import install
-from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.models import heads
-from snnzoo.models.base import SpikingNet
-from snnzoo.models.factory import build_ann, check_convertible
+from snnzoo.errors import UsageError
+from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
-from snnzoo.recognition import identify, read_layout
 
 
 def convert(
@@ -36,15 +34,16 @@ def convert(
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
-) -> SpikingNet:
-    """Convert a ResNet or VGG to a spiking network, training-free.
+) -> SpikingNetwork:
+    """Convert a network to a spiking one, training-free.
 
     Args:
-        ann: a torchvision (or our) ResNet or VGG, in any mode, also fine-tuned with a replaced `fc`, wrapped in
-            DataParallel or compiled. Not changed.
+        ann: any network of convolutions, pools, sums, products and scalar activations, from images to logits:
+            torchvision's, timm's, transformers', ours or the user's own; in any mode, also wrapped in DataParallel or
+            compiled. Not changed.
         images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader); or frames of
-            events, `[T, N, C, H, W]`, whose mean over T is what `ann` takes. None converts a ResNet data-free,
-            from the BN statistics: less exact.
+            events, `[T, N, C, H, W]`, whose mean over T is what `ann` takes. None converts data-free, from the BN
+            statistics: less exact.
         recipe: "delta", "differential", "signed" or "rate", or a `Recipe`; or "auto" for the delta network of the
             fewest steps and levels that agrees with the ANN, option `tolerance=0.5` (see `choose`).
         time_steps: T that the network is meant for; if None, that of the frames, or the recipe's default. Not
@@ -55,19 +54,18 @@ def convert(
         options: of the recipe, such as `levels=3` or `threshold="max"`.
 
     Returns:
-        a network on the ANN's device, layer-by-layer, in eval mode: `[T, N, C, H, W] -> [T, N, num_classes]`, the
+        a network on the ANN's device, layer-by-layer, in eval mode: `[T, N, C, H, W] -> [T, N, classes]`, the
         logits decoded after each step. Give it a static image as `x.expand(T, *x.shape)`.
 
     Raises:
         UsageError: for an unknown recipe or option, T < 1, no images, or images of a wrong shape.
-        SnnzooError: if `ann` is no network of the zoo, computes something else than one, or its `fc` cannot
-            be kept in a file.
+        SnnzooError: naming the operation and its module, if the network cannot be converted.
 
     Example:
         >>> snn = snnzoo.convert(torchvision.models.resnet18(weights="DEFAULT"), images, time_steps=4)
     """
     images = None if images is None else _collect(images)
-    own = _as_ann(ann, images)
+    own = capture_ann(ann, images)
     choice = None
     if recipe == "auto":
         if images is None or time_steps is not None or options.keys() - {"tolerance"}:
@@ -82,7 +80,7 @@ def convert(
 
 
 def convert_ann(
-    ann: SpikingNet,
+    ann: nn.Module,
     images: Tensor | None,
     recipe: Recipe,
     time_steps: int | None = None,
@@ -93,15 +91,17 @@ def convert_ann(
     calibration_source: str | None = None,
     choice: Choice | None = None,
     **origin: Any,
-) -> SpikingNet:
-    """Turn the ANN that `build_ann` made into a spiking network, in place; arguments as `convert`.
+) -> SpikingNetwork:
+    """Convert a network, with all that a file says of it; arguments as `convert`.
 
     Args:
+        ann: what `capture_ann` made, or a network for it.
         images: samples with the batch first: `[N, C, H, W]`, or frames `[N, T, C, H, W]`.
         calibration_source: where the images are from, for the record.
         choice: how recipe and time steps were chosen, for the record.
         origin: `preprocess`, `classes` and `source` of the `Conversion`.
     """
+    own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
     if time_steps is None:
         frames = images is not None and has_frames(images)
         time_steps = images.shape[1] if images is not None and frames else recipe.coding.default_time_steps
@@ -109,37 +109,38 @@ def convert_ann(
         raise UsageError(f"time_steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
     if images is not None and has_frames(images) and images.shape[1] != time_steps:
         raise UsageError(f"the data have {images.shape[1]} frames each, so time_steps must be that, got {time_steps}")
+    for node in own.graph.neurons:
+        recipe.coding.check_activation(node.activation)
     record = {**recipe.to_dict(), "calibration": {"source": None, "images": 0}}
     if choice is not None:
         record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
     coding, extrapolation = recipe.coding, 0.0
-    check_convertible(ann.model_name, with_images=images is not None)
     if images is None:
-        parameters = data_free_parameters(ann, coding)
+        parameters = data_free_parameters(own.graph, own.tensors(), coding)
     else:
-        _check_images(ann, images)
         coding, extrapolation, parameters, layers = _calibrated(
-            ann, images, recipe, time_steps, batch_size, seed, progress
+            own, images, recipe, time_steps, batch_size, seed, progress
         )
         digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
         record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
-    install(ann, coding, parameters, extrapolation)
-    ann.conversion = Conversion(
-        ann.model_name,
-        ann.model_kwargs,
+    net = install(own, coding, parameters, extrapolation)
+    reports = [layer.to_dict() for layer in layers]
+    net.conversion = Conversion(
+        own.model_name,
         coding,
         time_steps,
         record,
-        layers=[layer.to_dict() for layer in layers],
-        extrapolation=extrapolation,
+        extrapolation,
+        layers=reports,
+        input_shape=own.input_shape,
         **origin,
     )
-    return ann
+    return net
 
 
 def _calibrated(
-    ann: SpikingNet,
+    ann: Ann,
     images: Tensor,
     recipe: Recipe,
     time_steps: int,
@@ -147,11 +148,11 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
 ) -> tuple[Coding, float, Parameters, list[SiteReport]]:
-    """Return the best of the recipe's codings, the readout's extrapolation, and all sites fitted to them."""
-    codings = recipe.candidates or (recipe.coding,)
+    """The best of the recipe's codings, all sites fitted to it, and its readout to them."""
+    graph, tensors = ann.graph, ann.tensors()
     few, judged = images[:SEARCH_IMAGES], images[-SEARCH_IMAGES:]
-    searches = len(codings) if len(codings) > 1 else 0
-    done, total = 0, searches * work(ann, few, time_steps) + work(ann, images, time_steps)
+    searches = len(recipe.candidates)
+    done, total = 0, searches * work(graph, tensors, few, time_steps) + work(graph, tensors, images, time_steps)
 
     def report(count: int, where: str) -> None:
         nonlocal done
@@ -161,7 +162,8 @@ def _calibrated(
 
     def fitted(coding: Coding, images: Tensor) -> tuple[Parameters, list[SiteReport]]:
         return calibrate(
-            ann,
+            graph,
+            tensors,
             images,
             coding,
             recipe.fit,
@@ -172,52 +174,20 @@ def _calibrated(
             report=report,
         )
 
-    best = codings[0]
+    best = recipe.coding
     if searches:
         errors = [
-            fit_extrapolation(ann, coding, fitted(coding, few)[0], judged, time_steps, batch_size)[1]
-            for coding in codings
+            fit_extrapolation(ann, install(ann, coding, fitted(coding, few)[0]), judged, time_steps, batch_size)[1]
+            for coding in recipe.candidates
         ]
-        best = codings[errors.index(min(errors))]
+        best = recipe.candidates[errors.index(min(errors))]
     parameters, reports = fitted(best, images)
     extrapolation = 0.0
-    if best.extrapolates:
-        held_back = images[-HELD_BACK:]
-        extrapolation, _ = fit_extrapolation(ann, best, parameters, held_back, time_steps, batch_size)
+    if best.extrapolates:  # no other readout has anything to fit
+        net = install(ann, best, parameters)
+        extrapolation, _ = fit_extrapolation(ann, net, images[-HELD_BACK:], time_steps, batch_size)
         report(0, "readout")
     return best, extrapolation, parameters, reports
-
-
-def _as_ann(module: nn.Module, images: Tensor | None) -> SpikingNet:
-    """Our ANN with the weights of a user's module, on its device and in its dtype."""
-    name = type(module).__name__
-    if isinstance(module, SpikingNet):
-        check_convertible(module.model_name, with_images=True)
-    state_dict = read_layout(module.state_dict(), name).state_dict
-    parameter = next(iter(state_dict.values()))
-    model, kwargs = identify(state_dict, name)
-    classifier = next((m for key, m in module.named_modules() if key.rpartition(".")[2] == "fc"), None)
-    if kwargs.get("head") is not None and classifier is not None:
-        kwargs["head"] = heads.describe(classifier)  # the keys alone do not tell all
-        if kwargs["head"] is None:
-            raise SnnzooError(f"{name}: its fc holds a layer that cannot be kept in a file: {_oneline(classifier)}")
-    own = build_ann(model, state_dict, name, **kwargs).to(parameter.device, parameter.dtype)
-    if images is not None:
-        _check_images(own, images)
-        _require_same_outputs(module, own, ann_input(images[:2].to(parameter.device, parameter.dtype)))
-    return own
-
-
-def _oneline(module: nn.Module) -> str:
-    return " ".join(repr(module).split())
-
-
-def _check_images(ann: SpikingNet, images: Tensor) -> None:
-    channels = next(ann.parameters()).shape[1]
-    if images.shape[-3] != channels:
-        raise UsageError(f"calibration images have {images.shape[-3]} channels, but {ann.model_name} takes {channels}")
-    if not bool(images.isfinite().all()):
-        raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")
 
 
 def _collect(images: Tensor | Iterable[Any]) -> Tensor:
@@ -227,28 +197,8 @@ def _collect(images: Tensor | Iterable[Any]) -> Tensor:
         if not batches:
             raise UsageError("no calibration images were given")
         images = torch.cat(batches, dim=1 if has_frames(batches[0]) else 0)
-    if images.ndim not in (4, 5) or images.numel() == 0:
+    if images.ndim not in (2, 4, 5) or images.numel() == 0:
         raise UsageError(
             f"calibration images must have the shape [N, C, H, W], or frames [T, N, C, H, W], got {list(images.shape)}"
         )
     return images.transpose(0, 1) if has_frames(images) else images
-
-
-def _require_same_outputs(theirs: nn.Module, ours: SpikingNet, images: Tensor) -> None:
-    """A module may have a network's weights and yet compute something else."""
-    if isinstance(theirs, SpikingNet):
-        return  # its weights are what is converted, whatever its neurons
-    training = {module: module.training for module in theirs.modules()}
-    try:
-        theirs.eval()
-        with torch.inference_mode():
-            expected, actual = theirs(images), ours(images)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    scale = expected.abs().amax().clamp(min=1e-6)
-    if expected.shape != actual.shape or not bool(((expected - actual).abs() <= 1e-3 * scale).all()):
-        raise SnnzooError(
-            f"{type(theirs).__name__} has the weights of a {ours.model_name}, but computes something else: its logits "
-            f"differ"
-        )

@@ -11,14 +11,16 @@ from snnzoo.checkpoints.schema import PREPROCESS, Field, check, is_count, is_num
 from snnzoo.errors import CheckpointError
 from snnzoo.models.registry import MODELS
 
-__all__ = ["MAX_SETTING", "MAX_TIME_STEPS", "read"]
+__all__ = ["FIRST_FORMAT", "FORMAT", "MAX_SETTING", "MAX_TIME_STEPS", "read"]
 
 Check = Callable[[Any], bool]
 
 MAX_TIME_STEPS = 1024
 MAX_CLASSES = 1 << 20
+MAX_SIZE = 4096  # pixels of an image, or its channels
 MAX_SETTING = 10_000  # of a coding
-_PLAIN = ("format", "model", "time_steps", "snnzoo", "torch")  # text that is not JSON
+FORMAT, FIRST_FORMAT = "snnzoo/2", "snnzoo/1"
+_PLAIN = ("format", "model", "time_steps", "snnzoo", "torch", "graph")  # text; a graph is read by `Graph.from_json`
 
 
 def _is_mapping(value: Any, of: Check = lambda value: True) -> bool:
@@ -64,10 +66,12 @@ def _or_null(accepts: Check) -> Check:
     return lambda value: value is None or accepts(value)
 
 
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) <= 3 and all(is_count(size, MAX_SIZE) for size in value)
+
+
 _METADATA = {
     "format": Field("text", is_text, required=True),
-    "model": Field("a model of snnzoo list that can be converted", _is_convertible, required=True),
-    "model_kwargs": Field("a mapping", _is_mapping, required=True),
     "coding": Field(f"a mapping to a name and numbers up to {MAX_SETTING}", _is_coding, required=True),
     "time_steps": Field(f"a whole number from 1 to {MAX_TIME_STEPS}", _is_steps, required=True),
     "recipe": Field("a mapping with a name, to plain values and its calibration and choice", _is_recipe, required=True),
@@ -77,6 +81,18 @@ _METADATA = {
     "layers": Field("a list of mappings to text and numbers", _are_layers),
     "snnzoo": Field("text", is_text),
     "torch": Field("text", is_text),
+}
+_FIRST_METADATA = {  # a model of the zoo instead of a graph
+    **_METADATA,
+    "model": Field("a model of snnzoo list that can be converted", _is_convertible, required=True),
+    "model_kwargs": Field("a mapping", _is_mapping, required=True),
+}
+_SECOND_METADATA = {
+    **_METADATA,
+    "model": Field("text", is_text, required=True),
+    "graph": Field("text", lambda value: isinstance(value, str), required=True),
+    "extrapolation": Field("a number from 0 to 100", lambda x: is_number(x) and 0 <= x <= 100, required=True),
+    "input_shape": Field(f"a list of one to three numbers from 1 to {MAX_SIZE}", _is_shape, required=True),
 }
 _MODEL_KWARGS = {
     "num_classes": Field(f"a number from 1 to {MAX_CLASSES}", partial(is_count, most=MAX_CLASSES), required=True),
@@ -97,18 +113,31 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the field that is missing, unknown or wrong.
     """
+    found = metadata.get("format")
+    if found not in (FORMAT, FIRST_FORMAT):
+        what = f"has format {found!r}" if found else "has no snnzoo metadata"
+        raise CheckpointError(f"{source}: {what}, expected {FORMAT!r}: make one with snnzoo convert")
     where = f"{source}: metadata"
     fields: dict[str, Any] = {
         key: text if key in _PLAIN else _parse(text, f"{where}: field {key!r}") for key, text in metadata.items()
     }
-    check(fields, _METADATA, where, CheckpointError)
-    check(fields["model_kwargs"], _MODEL_KWARGS, where, CheckpointError, "model_kwargs.")
+    if found == FIRST_FORMAT:
+        check(fields, _FIRST_METADATA, where, CheckpointError)
+        check(fields["model_kwargs"], _MODEL_KWARGS, where, CheckpointError, "model_kwargs.")
+        fields["extrapolation"] = _lead(fields["coding"], where)
+    else:
+        check(fields, _SECOND_METADATA, where, CheckpointError)
     if fields["preprocess"] is not None:
         check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
-    classes, num_classes = fields["classes"], fields["model_kwargs"]["num_classes"]
-    if classes is not None and len(classes) != num_classes:
-        raise CheckpointError(f"{where}: field 'classes' has {len(classes)} names for {num_classes} classes")
-    return {"layers": [], **fields, "time_steps": int(fields["time_steps"])}
+    return {"layers": [], "input_shape": None, **fields, "time_steps": int(fields["time_steps"])}
+
+
+def _lead(coding: dict[str, Any], where: str) -> float:
+    """The readout's extrapolation, which the first format kept with the coding, taken out of there."""
+    lead = float(coding.pop("lead", 0.0))
+    if lead < 0:
+        raise CheckpointError(f"{where}: field 'coding': lead must be at least 0, got {lead}")
+    return lead
 
 
 def _parse(text: str, where: str) -> Any:

@@ -14,6 +14,7 @@ from snnzoo.conversion.calibration import Site
 from snnzoo.errors import UsageError, suggestion
 
 FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation: 1.1 down to 0.1
+NEGLIGIBLE = 1e-5  # an error over the mean square of what a channel sends
 BIAS_PASSES = 5
 BALANCE_PASSES = 30
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -60,9 +61,7 @@ class Recipe:
 
     def fit(self, site: Site) -> dict[str, Tensor]:
         """Return the parameters of one neuron site."""
-        theta = self._threshold(site)
-        if isinstance(site.activation, Clamp) and not site.coding.any_activation:
-            theta = theta.clamp(max=site.activation.maximum)  # neurons that know no cap send no more than theta
+        theta = _capped(site, self._threshold(site))
         return fit_bias(site, theta) if self.bias_correction else site.parameters(theta)
 
     def _threshold(self, site: Site) -> Tensor:
@@ -81,14 +80,27 @@ class Recipe:
         return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in FITTING}}
 
 
+def _capped(site: Site, v_threshold: Tensor) -> Tensor:
+    """Not above the activation's cap, where neurons know none but that they send no more than theta a step."""
+    if isinstance(site.activation, Clamp) and not site.coding.any_activation:
+        return v_threshold.clamp(max=site.activation.maximum)
+    return v_threshold
+
+
 def fit_threshold(site: Site) -> Tensor:
-    """Return the fraction `[C]` of each channel's peak that decodes with the least squared error."""
+    """Return the fraction `[C]` of each channel's peak that decodes with the least squared error.
+
+    Of fractions whose errors are next to nothing the largest is taken: it leaves room for what comes before the
+    network has settled.
+    """
     top = site.peak / site.coding.span(1)
     best, best_error = top, torch.full_like(top, torch.inf)
+    negligible = NEGLIGIBLE * site.target.square().mean(0)
     for fraction in FRACTIONS:
-        error = site.residual(fraction * top).square().mean(0)
-        best = torch.where(error < best_error, fraction * top, best)
-        best_error = torch.minimum(error, best_error)
+        theta = _capped(site, fraction * top)
+        error = site.residual(theta).square().mean(0)
+        better = error < best_error - negligible
+        best, best_error = torch.where(better, theta, best), torch.where(better, error, best_error)
     return best
 
 

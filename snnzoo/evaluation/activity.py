@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from snnzoo.conversion.sites import neuron_sites
+from snnzoo.graph.graph import Graph, Node
+from snnzoo.graph.network import SpikingNetwork
 
 
 @dataclass
@@ -21,8 +20,8 @@ class Activity:
 
     `neurons` and `dense` are of one image: how many neurons a site has, and how often a layer applies a
     weight if every input counts (multiplications with padding are not counted). `events` and
-    `operations` are of all images, at each t; layers that see analog values (the first one, and those
-    after the readout) are in `dense` only.
+    `operations` are of all images, at each t; layers that see analog values (those before all neurons, and
+    those behind the readout) are in `dense` only.
     """
 
     images: int = 0
@@ -74,102 +73,142 @@ class ActivityMeter:
     """Counts events while its context is entered; each entry is one batch, from t = 0.
 
     An event is a non-zero output of a neuron. A synaptic operation is one weight applied to one event: each
-    non-zero input of a layer counts as often as it reaches an output, with padding, stride, dilation and
-    groups respected. An identity shortcut has no weights: it counts for nothing.
+    non-zero input of a convolution or linear layer counts as often as it reaches an output, with padding, stride,
+    dilation and groups respected. Where something is between neurons and a layer (a product, an average pool, a sum
+    of spikes), its non-zero values count. An identity shortcut has no weights: it counts for nothing.
 
     Args:
-        net: a network of the zoo, or its folded form; layer-by-layer.
+        net: the network that is run, or its folded form.
         input_events: whether the network's input is events, so that its first layer has synaptic operations.
+
+    Example:
+        >>> with meter:
+        ...     net.run(x_seq, meter.watch)
     """
 
-    def __init__(self, net: nn.Module, *, input_events: bool = False) -> None:
-        self.net, self.input_events = net, input_events
+    def __init__(self, net: SpikingNetwork, *, input_events: bool = False) -> None:
+        graph, tensors = net.graph, net.tensors()
+        self.input_events = input_events
         self.activity = Activity()
+        self._sites = {node.name for node in graph.neurons}
+        self._layers = layer_names(graph)
+        self._weights = {name: tensors[graph[name].parameters["weight"]].shape for name in self._layers}
+        self._analog = graph.analog & self._layers.keys()
+        self._first = _first_layers(graph)
+        self._counted = self._sites | {graph[name].inputs[0] for name in self._layers.keys() - self._analog}
+        self._fans: dict[tuple[str, torch.Size], tuple[Tensor, int]] = {}
+        self._start_batch()
+
+    def _start_batch(self) -> None:
         self._batch = Activity()
-        self._handles: list[RemovableHandle] = []
-        self._steps = 0  # in the piece of the sequence that is running
-        self._decoded = False
-        self._fans: dict[tuple[str, torch.Size], Tensor] = {}
+        self._nonzeros: dict[str, Tensor] = {}  # of the piece of the sequence that is running, by value
+        self._events: dict[str, list[Tensor]] = {}  # of each piece, [T], on the device
+        self._operations: dict[str, list[Tensor]] = {}
 
     def __enter__(self) -> ActivityMeter:
-        self._batch = Activity()
-        sites = set(neuron_sites(self.net))
-        layers = [name for name, module in self.net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-        analog = () if self.input_events else layers[:1]
-        hook = self._handles.append
-        hook(self.net.register_forward_pre_hook(self._start_piece))
-        hook(self.net.get_submodule("readout").register_forward_pre_hook(self._start_readout))
-        for site in sites:
-            hook(self.net.get_submodule(site).register_forward_hook(partial(self._count_events, site)))
-        for name in layers:
-            count = partial(self._count_operations, name, name in analog)
-            hook(self.net.get_submodule(name).register_forward_hook(count))
+        self._start_batch()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
         if error[0] is None:
+            totals = [torch.cat(pieces) for pieces in (*self._events.values(), *self._operations.values())]
+            counts = torch.stack(totals).tolist()  # the only time that the device is waited for
+            self._batch.events = dict(zip(self._events, counts, strict=False))
+            self._batch.operations = dict(zip(self._operations, counts[len(self._events) :], strict=True))
             self.activity.add(self._batch)
+        self._start_batch()
 
-    def _start_piece(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._steps, self._batch.images = inputs[0].shape[:2]
-        self._decoded = False
+    def watch(self, node: Node, inputs: list[Tensor], value: Tensor) -> None:
+        """Count what a node has done, as `SpikingNetwork.run` calls it."""
+        self._batch.images = value.shape[1]
+        if node.name in self._counted:
+            self._nonzeros[node.name] = count_nonzero(value)
+        if node.name in self._sites:
+            self._batch.neurons[node.path] = value[0, 0].numel()
+            self._events.setdefault(node.path, []).append(_per_step(self._nonzeros[node.name]))
+        elif node.name in self._layers:
+            self._count_layer(node, inputs[0], value)
 
-    def _start_readout(self, *_: object) -> None:
-        self._decoded = True
+    def _count_layer(self, node: Node, x_seq: Tensor, y_seq: Tensor) -> None:
+        layer, source = self._layers[node.name], node.inputs[0]
+        fan, self._batch.dense[layer] = self._fan_out(node, x_seq, y_seq)
+        if node.name not in self._analog or (self.input_events and node.name in self._first):
+            nonzeros = self._nonzeros[source] if source in self._counted else count_nonzero(x_seq)
+            self._operations.setdefault(layer, []).append(_per_step(nonzeros * fan))
 
-    def _count_events(self, site: str, _: nn.Module, inputs: object, y_seq: Tensor) -> None:
-        self._batch.neurons[site] = y_seq[0, 0].numel()
-        _extend(self._batch.events, site, y_seq.flatten(1).count_nonzero(1))
-
-    def _count_operations(self, name: str, analog: bool, layer: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
-        x = inputs[0]
-        fan = self._fan_out(name, layer, x, y)
-        self._batch.dense[name] = int(fan.expand(x.shape[1:]).sum())
-        if not analog and not self._decoded:
-            events = x.count_nonzero(1) if x.ndim == 4 else x.count_nonzero(1).unsqueeze(1)  # [T * N, (H, W)]
-            per_step = events.unflatten(0, (self._steps, -1)).sum(1) * fan
-            _extend(self._batch.operations, name, per_step.flatten(1).sum(1))
-
-    def _fan_out(self, name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        key = name, x.shape[1:]
-        if key not in self._fans:
-            self._fans[key] = fan_out(layer, x.shape[1:], y.shape[1:]).to(x.device)
-        return self._fans[key]
+    def _fan_out(self, node: Node, x_seq: Tensor, y_seq: Tensor) -> tuple[Tensor, int]:
+        """Of each input of one image, and the sum over all of them."""
+        shape = x_seq.shape[2:]
+        if (node.name, shape) not in self._fans:
+            fan = fan_out(node, self._weights[node.name], shape, y_seq.shape[2:])
+            self._fans[node.name, shape] = fan.to(x_seq.device), int(fan.expand(shape).sum())
+        return self._fans[node.name, shape]
 
 
-def fan_out(layer: nn.Module, input_shape: Iterable[int], output_shape: Iterable[int]) -> Tensor:
+def count_nonzero(x_seq: Tensor) -> Tensor:
+    """Return how many values of `[T, N, C, ...]` are not 0 at each step and position, `[T, ...]`, int64.
+
+    Memory may be in any order: nothing but a mask is made of it.
+    """
+    return (x_seq != 0).sum((1, 2), dtype=torch.int32).long()  # a sum of bools in int64 takes several times as long
+
+
+def _per_step(counts: Tensor) -> Tensor:
+    """`[T, ...] -> [T]`."""
+    return counts.reshape(len(counts), -1).sum(1)
+
+
+def layer_names(graph: Graph) -> dict[str, str]:
+    """Return for each node with weights the name of its layer: its path, with "@1" for the second call of a layer."""
+    calls: Counter[str] = Counter()
+    names = {}
+    for node in graph:
+        if node.row.weighted:
+            path = node.path or node.operation
+            names[node.name] = f"{path}@{calls[path]}" if calls[path] else path
+            calls[path] += 1
+    return names
+
+
+def fan_out(node: Node, weight: Sequence[int], input_shape: Sequence[int], output_shape: Sequence[int]) -> Tensor:
     """Return how many outputs each input of a convolution or linear layer reaches.
 
     Args:
-        layer: `nn.Conv2d` with zero padding, or `nn.Linear`.
-        input_shape, output_shape: without the batch, `[C, H, W]` or `[features]`.
+        node: a conv2d or linear.
+        weight: shape of its weights.
+        input_shape, output_shape: without time and batch, `[C, H, W]` or `[..., features]`.
 
     Returns:
-        int64 `[H, W]` (the same for every channel), or `[1]`.
+        int64 `[H, W]` (the same for every channel), or `[]`.
     """
-    if not isinstance(layer, nn.Conv2d):
-        assert isinstance(layer, nn.Linear)
-        return torch.tensor([layer.out_features])
-    height, width = list(input_shape)[1:]
-    ones = torch.ones(1, 1, *list(output_shape)[1:], dtype=torch.float64)
-    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
-    padding = layer.padding if isinstance(layer.padding, tuple) else _string_padding(layer)
-    # the transpose of the convolution: what each output gives back to the inputs that it sees
-    reached = conv2d_input(torch.Size((1, 1, height, width)), kernel, ones, layer.stride, padding, layer.dilation)
-    return reached[0, 0].round().long() * (layer.out_channels // layer.groups)
+    if node.operation == "linear":
+        return torch.tensor(weight[0])
+    rows, columns = (
+        _reached(node.settings, axis, weight[2 + axis], input_shape[1 + axis], output_shape[1 + axis])
+        for axis in range(2)
+    )
+    return torch.outer(rows, columns) * (weight[0] // node.settings["groups"])
 
 
-def _string_padding(layer: nn.Conv2d) -> tuple[int, ...]:
-    if layer.padding == "valid":
-        return (0, 0)
-    spans = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if any(span % 2 for span in spans):
-        raise NotImplementedError('padding="same" that is not the same on both sides')
-    return tuple(span // 2 for span in spans)
+def _reached(settings: Mapping[str, Any], axis: int, kernel: int, inputs: int, outputs: int) -> Tensor:
+    """Along one axis, how many outputs see each input, `[inputs]`."""
+    stride, dilation, padding = settings["stride"][axis], settings["dilation"][axis], settings["padding"]
+    if padding == "same":
+        before = dilation * (kernel - 1) // 2
+    else:
+        before = 0 if padding == "valid" else padding[axis]
+    seen = torch.arange(outputs).unsqueeze(1) * stride + torch.arange(kernel) * dilation - before
+    return torch.bincount(seen[(seen >= 0) & (seen < inputs)], minlength=inputs)
 
 
-def _extend(totals: dict[str, list[int]], name: str, per_step: Tensor) -> None:
-    totals.setdefault(name, []).extend(per_step.tolist())
+def _first_layers(graph: Graph) -> set[str]:
+    """The nodes with weights that see the network's input, with no layer and no neuron in between."""
+    first: set[str] = set()
+    behind: set[str] = set()
+    for node in graph:
+        late = any(name in behind for name in node.inputs)
+        if node.row.weighted and not late and node.name in graph.before_neurons:
+            first.add(node.name)
+        if node.row.weighted or late:
+            behind.add(node.name)
+    return first

@@ -1,4 +1,4 @@
-"""Accuracy of a network after T time steps, beside its ANN on the same images, if it has one."""
+"""Accuracy of a spiking network after T time steps, beside its ANN on the same images if it was converted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import batches
 from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
@@ -18,8 +17,11 @@ from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.graph.trained import as_graph
 from snnzoo.models.base import SpikingNet
 from snnzoo.progress import Progress
+from snnzoo.threshold_node import ThresholdNode
 
 ALONE = Rank()
 MAX_LEFT_OUT = 50  # images that cannot be read, before something else must be wrong
@@ -41,8 +43,8 @@ def check_time_steps(time_steps: Sequence[int]) -> list[int]:
 
 
 def evaluate(
-    net: SpikingNet,
-    ann: SpikingNet | None,
+    net: SpikingNet | SpikingNetwork,
+    ann: nn.Module | None,
     data: Dataset[tuple[Tensor, int]] | tuple[Tensor, Tensor],
     time_steps: Sequence[int],
     *,
@@ -59,19 +61,20 @@ def evaluate(
 ) -> Evaluation:
     """Measure top-1, top-5, agreement with the ANN, speed and activity at several T in one run.
 
-    The network runs in its fast form (`prepare_for_inference`), while the next images are read.
+    The network runs in its fast form (`prepare_for_inference`), while the next images are read. After T steps a
+    converted network is read out, and the mean of a trained one's logits.
 
     Args:
-        net: a converted network, or one that was trained as it is (multi-step), whose answer after T steps is the
-            mean of their logits.
-        ann: the ANN that it was converted from (single-step); None to do without agreement and gap.
+        net: a converted network, or one of the zoo that was trained as it is.
+        ann: the ANN that it was converted from; None to do without agreement and gap.
         data: of (image `[C, H, W]`, label), or of (frames of events `[T, C, H, W]`, label), whose mean the ANN sees;
             or two tensors, `[N, C, H, W]` or `[T, N, C, H, W]`, and labels `[N]`.
         time_steps: the T to read out at.
         dtype: of the fast form, as of `prepare_for_inference`; the ANN runs in float32 where it is int8 or int16.
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
-        error_images: how many images of the first batch each layer's error is measured on; none if 0.
+        error_images: how many images of the first batch each layer's error is measured on; none if 0, or of a
+            trained network.
         rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
         partial: where counts are kept, until the caller has done with the results and deletes them.
         resume: go on from the counts in `partial`, if there are any.
@@ -79,28 +82,25 @@ def evaluate(
         notify: called with a line that the user should see.
 
     Raises:
-        UsageError: for T < 1, or more than there are frames; or for an ANN beside a network that is not converted.
+        UsageError: for T < 1, or more than there are frames; for a network that is neither converted nor trained, or
+            an ANN beside one that was trained.
         SnnzooError: if there are no images, or more than 50 of them cannot be read; fewer are left out, and named in
             the result.
         Interrupted: on Ctrl-C, with what this process has measured so far.
     """
     time_steps = check_time_steps(time_steps)
-    is_converted = isinstance(net.conversion, Conversion)
-    if ann is not None and not is_converted:
-        raise UsageError(
-            "this network was not converted, so that no ANN computes the same: give None for the ANN, as in "
-            "evaluate(net, None, data, time_steps)"
-        )
+    network = _spiking(net, ann)
     samples: Dataset = labelled_tensors(*data) if isinstance(data, tuple) else data  # type: ignore[type-arg]
     total = len(samples)  # type: ignore[arg-type]
     if total == 0:
         raise SnnzooError("there are no images to evaluate on")
-    runner = Runner(net, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
-    bits = net.conversion.coding.event_bits if isinstance(net.conversion, Conversion) else 1
+    runner = Runner(network, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
+    bits = 1 if network.coding is None else network.coding.event_bits
     found = partial.load() if partial and resume else None
     if found and found[0].time_steps != time_steps:
         found = None
-    counted = found or (Tally.empty(time_steps, _classes(net)), 0)  # replaced as one: Ctrl-C may come at any time
+    classes = network.num_classes
+    counted = found or (Tally.empty(time_steps, classes), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(rank.rank, -(-total // batch_size), rank.world_size)[counted[1] :]
     left_out: list[str] = []  # of the batch that is due
 
@@ -113,16 +113,16 @@ def evaluate(
     pinned = runner.device.type == "cuda"
     try:
         for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=leave_out):
-            batch = Tally.empty(time_steps, _classes(net))
+            batch = Tally.empty(time_steps, classes)
             batch.left_out, left_out = left_out, []
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
             if rank.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
-                if error_images and runner.ann is not None:
+                if error_images and network.coding is not None:
                     few = images[:error_images].to(device, runner.dtype)
-                    batch.layer_errors = layer_errors(net.to(few).eval(), runner.ann, few, time_steps)
+                    batch.layer_errors = layer_errors(network.to(few).eval(), few, time_steps)
             runner.meter.activity = batch.activity
             batch.count(labels.to(device), *runner(images))
             counted = counted[0].plus(batch), counted[1] + 1
@@ -142,7 +142,18 @@ def evaluate(
     return tally.evaluation(bits, ann is not None)
 
 
-def _classes(net: SpikingNet) -> int:
-    """How many logits the classifier gives."""
-    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features
+def _spiking(net: SpikingNet | SpikingNetwork, ann: nn.Module | None) -> SpikingNetwork:
+    """The network as a graph."""
+    spiking = isinstance(net, (SpikingNet, SpikingNetwork)) and any(isinstance(m, ThresholdNode) for m in net.modules())
+    if not spiking:
+        raise UsageError(
+            f"{type(net).__name__} is neither a converted network nor one of the zoo with spiking neurons: "
+            "convert it with snnzoo.convert first"
+        )
+    network = as_graph(net)
+    if network.coding is None and ann is not None:
+        raise UsageError(
+            "this network was not converted, so that no ANN computes the same: give None for the ANN, as in "
+            "evaluate(net, None, data, time_steps)"
+        )
+    return network

@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import ann_input, network_input
-from snnzoo.conversion.sites import neuron_sites
 from snnzoo.functional import reset_net
-from snnzoo.models.base import SpikingNet
+from snnzoo.graph.graph import Node
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.graph.run import run_graph
 
 
-def layer_errors(net: SpikingNet, ann: SpikingNet, images: Tensor, time_steps: Sequence[int]) -> dict[str, list[float]]:
-    """Return each neuron site's squared error, decoded after several T, over the mean square of the ANN's activation.
+def layer_errors(net: SpikingNetwork, images: Tensor, time_steps: Sequence[int]) -> dict[str, list[float]]:
+    """Return the squared error of each neuron, decoded after several T, over the mean square of the ANN's activation.
 
-    Every site's error holds what those before it have brought in. One step is run at a time, so that memory does
-    not grow with T.
+    The ANN is the network's graph with its tensors. Every site's error holds what those before it have brought in. One
+    step is run at a time, so that memory does not grow with T.
 
     Args:
         net: converted, multi-step.
-        ann: its ANN, single-step.
         images: `[N, C, H, W]`, or frames `[N, T, C, H, W]`; all activations of the ANN are held, so take a few.
         time_steps: T to decode at, ascending.
 
     Returns:
-        for each site, in the order in which they run, the error after each T.
+        for each neuron's path, in the order in which they run, the error after each T.
     """
-    assert isinstance(net.conversion, Conversion)
-    mean = net.conversion.coding.readout == "mean"
+    assert net.coding is not None
+    mean = net.coding.readout == "mean"
+    sites = {node.name: node.path for node in net.graph.neurons}
     activations: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
 
-    def keep(site: str, _: nn.Module, inputs: object, y: Tensor) -> None:
-        activations[site] = y
+    def keep(node: Node, y: Tensor) -> None:
+        if node.name in sites:
+            activations[node.name] = y
 
-    def accumulate(site: str, _: nn.Module, inputs: object, y_seq: Tensor) -> None:
-        sums[site] = sums[site] + y_seq[0] if site in sums else y_seq[0].clone()
+    def accumulate(node: Node, inputs: list[Tensor], y_seq: Tensor) -> None:
+        if node.name in sites:
+            sums[node.name] = sums[node.name] + y_seq[0] if node.name in sums else y_seq[0].clone()
 
-    sites = neuron_sites(net)
-    handles = [ann.get_submodule(site).register_forward_hook(partial(keep, site)) for site in sites]
-    handles += [net.get_submodule(site).register_forward_hook(partial(accumulate, site)) for site in sites]
-    errors: dict[str, list[float]] = {site: [] for site in sites}
+    errors: dict[str, list[float]] = {path: [] for path in sites.values()}
+    reset_net(net)
     try:
         with torch.inference_mode():
-            ann(ann_input(images))
-            reset_net(net)
-            for t, x in enumerate(network_input(images, net.conversion.coding, max(time_steps)), start=1):
-                net(x.unsqueeze(0))
+            run_graph(net.graph, net.tensors(), ann_input(images), keep)
+            for t, x in enumerate(network_input(images, net.coding, max(time_steps)), start=1):
+                net.run(x.unsqueeze(0), accumulate)
                 if t in time_steps:
-                    for site, total in sums.items():
+                    for name, total in sums.items():
                         decoded = total / t if mean else total
-                        missing = (activations[site] - decoded).double().square().sum()
-                        power = activations[site].double().square().sum()
-                        errors[site].append((missing / power.clamp(min=1e-30)).item())
+                        missing = (activations[name] - decoded).double().square().sum()
+                        power = activations[name].double().square().sum()
+                        errors[sites[name]].append((missing / power.clamp(min=1e-30)).item())
     finally:
         reset_net(net)
-        for handle in handles:
-            handle.remove()
     return errors

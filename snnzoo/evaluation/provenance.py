@@ -34,7 +34,6 @@ def facts_of(conversion: Conversion, evaluation: Mapping[str, str]) -> Facts:
         "Evaluation": {**evaluation, **system, "date": today},
         "Conversion": {
             "model": conversion.model,
-            **_lines(conversion.model_kwargs),
             "coding": f"{conversion.coding} ({conversion.coding.spikes})",
             "time steps": f"made for T={conversion.time_steps}",
             **_lines(recipe, "recipe "),

@@ -1,4 +1,4 @@
-"""A network in its fast form and its ANN, if it has one, on the same images, in batches that fit the memory."""
+"""A network in its fast form, and its ANN if it has one, on the same images, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snnzoo.conversion.converted_file import Conversion
+from snnzoo.codings import Rate
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import prepare_for_inference
-from snnzoo.models.base import SpikingNet
 
 Result = TypeVar("Result")
 
@@ -61,9 +61,8 @@ class Runner:
     """Runs a network, counting its activity, and its ANN.
 
     Args:
-        net: a converted network, or one that was trained as it is, whose answer is the mean of its logits so far.
-            Not changed: it is run in its fast form.
-        ann: its ANN (single-step), moved to `device` and `dtype` (float32 if that is of integers); None without.
+        net: converted or trained. Not changed: it is run in its fast form.
+        ann: its ANN, moved to `device` and `dtype` (float32 if that is of integers); None if there is none.
         time_steps: T to run.
         batch_size: the largest number of images at a time.
         notify: gets a line when that number turned out too large.
@@ -71,8 +70,8 @@ class Runner:
 
     def __init__(
         self,
-        net: SpikingNet,
-        ann: SpikingNet | None,
+        net: SpikingNetwork,
+        ann: nn.Module | None,
         time_steps: int,
         *,
         batch_size: int,
@@ -82,9 +81,10 @@ class Runner:
     ) -> None:
         self.fast = prepare_for_inference(net, dtype=dtype, device=device)
         self.dtype = self.fast.dtype  # of images: float32 where weights are integers
-        self.ann = None if ann is None else ann.to(device, self.dtype).eval()
+        self.ann = ann and ann.to(device, self.dtype).eval()
         self.time_steps, self.device = time_steps, torch.device(device)
-        self.coding = net.conversion.coding if isinstance(net.conversion, Conversion) else None
+        self.reads_each_step = net.coding is None
+        self.coding = net.coding or Rate()  # a trained network is given frames as one whose rates decode
         self.meter = ActivityMeter(self.fast.network)
         self.limit = BatchLimit(batch_size, notify)
 
@@ -92,20 +92,20 @@ class Runner:
     def __call__(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """For `images [N, C, H, W]`, the ANN's logits `[N, classes]` and the network's `[T, N, classes]`.
 
-        Or for frames `[N, T, C, H, W]`. Without an ANN, None instead of its logits.
+        Or for frames `[N, T, C, H, W]`. A trained network's logits are the mean of those of all steps until then.
         """
-        parts = self.limit.run(self._run, images)
-        expected = [logits for logits, _ in parts if logits is not None]
-        return torch.cat(expected) if expected else None, torch.cat([logits for _, logits in parts], dim=1)
+        expected, logits = zip(*self.limit.run(self._run, images), strict=True)
+        return None if self.ann is None else torch.cat(expected), torch.cat(logits, dim=1)
 
     def _run(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         images = images.to(self.device, self.dtype, non_blocking=True)
         expected = None if self.ann is None else self.ann(ann_input(images))
         self.meter.input_events = has_frames(images)
         with self.meter:
-            logits = self.fast(network_input(images, self.coding, self.time_steps))
-        if self.coding is None:
-            logits = logits.cumsum(0) / torch.arange(1, len(logits) + 1, device=logits.device).view(-1, 1, 1)
+            logits = self.fast(network_input(images, self.coding, self.time_steps), self.meter.watch)
+        if self.reads_each_step:
+            steps = torch.arange(1, 1 + len(logits), device=logits.device)
+            logits = logits.cumsum(0) / steps.view(-1, 1, 1)
         return expected, logits
 
     @torch.inference_mode()

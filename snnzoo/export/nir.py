@@ -25,26 +25,33 @@ from typing import Any
 import nir
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
 from snnzoo.codings import IF, LIF, Rate
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError
-from snnzoo.export.recording import Call, record
-from snnzoo.layer import AccumulatingMaxPool2d, Readout
+from snnzoo.graph.graph import Node
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.graph.operations import INPUT, batch_norm_scale
+from snnzoo.graph.shapes import value_shapes
+from snnzoo.graph.trained import as_graph
 from snnzoo.models.base import SpikingNet
-from snnzoo.models.cifar_resnet import OptionAShortcut
 from snnzoo.threshold_node import ThresholdNode
 
 DT = 1e-4  # seconds; what most readers take for granted
 
-_PASSED = (nn.Identity, nn.Dropout, nn.Dropout2d)
+ALL_DIMS = [2, 3]  # of a mean over all pixels
 
 
 def write_nir(
-    net: SpikingNet, path: str | Path, input_shape: tuple[int, ...], *, replace: bool = True, **options: Any
+    net: SpikingNet | SpikingNetwork,
+    path: str | Path,
+    input_shape: tuple[int, ...],
+    *,
+    replace: bool = True,
+    **options: Any,
 ) -> None:
     """Write `to_nir(net, input_shape, **options)` to a file, wholly or not at all.
 
@@ -58,7 +65,9 @@ def write_nir(
         temporary.write_bytes(content.getbuffer())
 
 
-def to_nir(net: SpikingNet, input_shape: tuple[int, ...], *, stem: bool = True, dt: float = DT) -> nir.NIRGraph:
+def to_nir(
+    net: SpikingNet | SpikingNetwork, input_shape: tuple[int, ...], *, stem: bool = True, dt: float = DT
+) -> nir.NIRGraph:
     """The network as a NIR graph that takes one step of input, `[C, H, W]`, and gives one step of logits.
 
     The logits of a rate-coded network are the mean of all steps' outputs so far; what it starts from,
@@ -74,29 +83,28 @@ def to_nir(net: SpikingNet, input_shape: tuple[int, ...], *, stem: bool = True, 
     Raises:
         SnnzooError: naming the layer, if NIR cannot express the network, and what to do instead.
     """
-    first = next((name for name, module in net.named_modules() if isinstance(module, ThresholdNode)), None)
-    if first is None:
+    if not any(isinstance(module, ThresholdNode) for module in net.modules()):
         raise SnnzooError("the network has no spiking neurons: a NIR graph would have no use of time")
-    calls, output = record(net, input_shape, start=None if stem else first)
-    needed = _needed(calls, output)
-    shape = input_shape
-    if not stem:
-        shape = next(call.shape for call in calls if call.name == first)
-    builder = _Builder(dt, shape)
-    for place, call in enumerate(calls):
-        if place in needed:
-            builder.add(place, call)
-    return builder.graph(output, _metadata(net))
+    network = as_graph(net, input_shape).cpu()
+    shapes = {INPUT: tuple(input_shape)}
+    shapes |= value_shapes(network.graph, network.tensors(), input_shape, network.model_name)
+    start = INPUT if stem else network.sites[0].inputs[0]
+    builder = _Builder(network, dt, shapes, start)
+    needed = _needed(network, start)
+    for node in network.graph:
+        if node.name in needed:
+            builder.add(node)
+    return builder.graph(network.graph.output, _metadata(net))
 
 
-def _needed(calls: list[Call], output: int) -> set[int]:
-    """Places that the output depends on."""
-    needed, pending = set(), [output]
+def _needed(network: SpikingNetwork, start: str) -> set[str]:
+    """The nodes that the output depends on, from the value `start` on."""
+    needed, pending = set(), [network.graph.output]
     while pending:
-        place = pending.pop()
-        if place >= 0 and place not in needed:
-            needed.add(place)
-            pending += calls[place].inputs
+        name = pending.pop()
+        if name not in needed and name not in (start, INPUT):
+            needed.add(name)
+            pending += network.graph[name].inputs
     return needed
 
 
@@ -104,10 +112,10 @@ def _needed(calls: list[Call], output: int) -> set[int]:
 class _Draft:
     """A convolution or linear layer whose weights still change: BN, spike values and thresholds are folded in."""
 
-    layer: nn.Conv2d | nn.Linear
     weight: Tensor
     bias: Tensor
     input_size: tuple[int, ...]
+    conv: dict[str, Any] | None  # stride, padding and dilation; None of a linear layer
 
     def scale(self, factor: Tensor) -> None:
         """Multiply output channel c by `factor[c]`."""
@@ -116,68 +124,135 @@ class _Draft:
 
     def node(self) -> nir.NIRNode:
         weight, bias = _array(self.weight), _array(self.bias)
-        if isinstance(self.layer, nn.Linear):
+        if self.conv is None:
             return nir.Affine(weight, bias)
-        conv = self.layer
-        padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
-        return nir.Conv2d(self.input_size, weight, conv.stride, padding, conv.dilation, 1, bias)
+        stride, padding, dilation = (self.conv[name] for name in ("stride", "padding", "dilation"))
+        padding = padding if isinstance(padding, str) else tuple(padding)
+        return nir.Conv2d(self.input_size, weight, tuple(stride), padding, tuple(dilation), 1, bias)
 
 
 @dataclass
 class _Signal:
-    """A sum of the outputs of nodes. `shape` is that of one image."""
+    """A sum of the outputs of nodes. `shape` is that of one image; `stride` says which rows and columns are taken."""
 
     shape: tuple[int, ...]
     sources: list[str]
+    stride: tuple[int, int] = (1, 1)
 
 
 class _Builder:
-    """Adds the calls of a recording one by one."""
+    """Adds the nodes of a network's graph one by one."""
 
-    def __init__(self, dt: float, input_shape: tuple[int, ...]) -> None:
-        self.dt = dt
-        self.nodes: dict[str, nir.NIRNode | _Draft] = {"input": nir.Input({"input": np.array(input_shape)})}
+    def __init__(self, network: SpikingNetwork, dt: float, shapes: dict[str, tuple[int, ...]], start: str) -> None:
+        self.network, self.dt, self.shapes = network, dt, shapes
+        self.tensors = {key: value.detach().double() for key, value in network.tensors().items()}
+        self.sites = {node.name for node in network.sites}
+        self.nodes: dict[str, nir.NIRNode | _Draft] = {"input": nir.Input({"input": np.array(shapes[start])})}
         self.edges: list[tuple[str, str]] = []
-        self.spike_value = {"input": _ones(input_shape[0])}  # of a unit of each node's output, in the network, [C]
-        self.signals = {-1: _Signal(input_shape, ["input"])}
+        self.spike_value = {"input": _ones(shapes[start][0])}  # of a unit of each node's output, in the network, [C]
+        self.signals = {start: _Signal(shapes[start], ["input"])}
 
-    def graph(self, output: int, metadata: dict[str, Any]) -> nir.NIRGraph:
+    def graph(self, output: str, metadata: dict[str, Any]) -> nir.NIRGraph:
         signal = self.signals[output]
         self.nodes["output"] = nir.Output({"output": np.array(signal.shape)})
         self._connect(signal, "output")
         nodes = {name: node.node() if isinstance(node, _Draft) else node for name, node in self.nodes.items()}
         return nir.NIRGraph(nodes, self.edges, metadata)
 
-    def add(self, place: int, call: Call) -> None:
-        """Add one call."""
-        inputs = [self.signals[i] for i in call.inputs]
-        operation = call.operation
-        if operation == "add" and len(inputs) == 2:
-            self.signals[place] = _Signal(call.shape, [name for signal in inputs for name in signal.sources])
+    def add(self, node: Node) -> None:
+        """Add one node."""
+        if any(name not in self.signals for name in node.inputs):
+            raise SnnzooError(
+                f"{node.path or node.name} needs more than the first neuron's input: export without --without-stem"
+            )
+        inputs = [self.signals[name] for name in node.inputs]
+        shape = self.shapes[node.name]
+        if node.operation == "add" and node.settings["alpha"] == 1 and inputs[0].shape == inputs[1].shape:
+            first, second = (self._whole(node, x) for x in inputs)
+            self.signals[node.name] = _Signal(shape, [*first.sources, *second.sources])
             return
         if len(inputs) != 1:
-            raise _cannot(call)
-        self.signals[place] = self._one_input(call, inputs[0])
+            raise self._cannot(node)
+        x = inputs[0]
+        if node.operation == "slice":
+            self.signals[node.name] = self._slice(node, x)
+        elif node.operation == "pad":
+            self.signals[node.name] = self._pad(node, x)
+        else:
+            self.signals[node.name] = self._one_input(node, self._whole(node, x))
 
-    def _one_input(self, call: Call, x: _Signal) -> _Signal:
-        operation = call.operation
-        if operation == "flatten":
-            return self._flatten(call, x)
-        if isinstance(operation, (nn.Conv2d, nn.Linear)):
-            return self._linear(call.name, operation, operation.weight, operation.bias, x, call.shape)
-        if isinstance(operation, OptionAShortcut):
-            conv, weight = _as_convolution(operation, x.shape[0], call.shape[0])
-            return self._linear(call.name, conv, weight, None, x, call.shape)
-        if isinstance(operation, nn.BatchNorm2d):
-            return self._batch_norm(call, operation, x)
-        if isinstance(operation, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            return self._pool(call, operation, x)
-        if isinstance(operation, ThresholdNode):
-            return self._neuron(call, operation, x)
-        passed = isinstance(operation, _PASSED) or (isinstance(operation, Readout) and operation.kind == "mean")
-        if not passed:
-            raise _cannot(call, in_stem=self._in_stem())
-        return x
+    def _one_input(self, node: Node, x: _Signal) -> _Signal:
+        operation = node.operation
+        if node.name in self.sites:
+            return self._neuron(node, self.network.neuron(node.path), x)
+        if operation == "reshape":
+            return self._flatten(node, x)
+        if operation in ("conv2d", "linear"):
+            weight, bias = (self.tensors.get(node.parameters.get(role, "")) for role in ("weight", "bias"))
+            assert weight is not None
+            conv = dict(node.settings) if operation == "conv2d" else None
+            return self._linear(self._name(node), conv, weight, bias, x, self.shapes[node.name])
+        if operation == "batch_norm":
+            return self._batch_norm(node, x)
+        if operation in ("avg_pool2d", "adaptive_avg_pool2d"):
+            return self._pool(node, x, self.shapes[node.name])
+        if operation == "mean" and node.settings["dim"] == ALL_DIMS:
+            pooled = self._pool(node, x, (x.shape[0], 1, 1))
+            return pooled if node.settings["keepdim"] else self._flatten(node, pooled)
+        raise self._cannot(node)
+
+    def _name(self, node: Node, ending: str = "") -> str:
+        """Its path, unless that is taken."""
+        name = f"{node.path or node.name}{ending}"
+        return name if name not in self.nodes else f"{name}_{node.name}"
+
+    def _slice(self, node: Node, x: _Signal) -> _Signal:
+        """Every second row or column waits for a convolution that takes it so."""
+        settings = node.settings
+        dim, step = settings["dim"], settings["step"]
+        if dim not in (2, 3) or settings["start"] != 0 or settings["end"] < x.shape[dim - 1] or x.stride[dim - 2] != 1:
+            raise self._cannot(node)
+        stride = (step, x.stride[1]) if dim == 2 else (x.stride[0], step)
+        return _Signal(x.shape, x.sources, stride)
+
+    def _pad(self, node: Node, x: _Signal) -> _Signal:
+        """Channels of zeros before and behind, as a 1x1 convolution with weights 0 and 1."""
+        pad = node.settings["pad"]
+        if len(pad) != 6 or any(pad[:4]) or min(pad) < 0:
+            raise self._cannot(node)
+        return self._chosen(self._name(node), x, pad[4], pad[5])
+
+    def _whole(self, node: Node, x: _Signal) -> _Signal:
+        """A signal of which no row or column is left out."""
+        if x.stride == (1, 1):
+            return x
+        return self._chosen(f"{'_'.join(x.sources)}_to_{self._name(node)}", x, 0, 0)
+
+    def _chosen(self, name: str, x: _Signal, before: int, behind: int) -> _Signal:
+        channels, height, width = x.shape
+        weight = torch.zeros(before + channels + behind, channels, 1, 1, dtype=torch.float64)
+        weight[before : before + channels, :, 0, 0] = torch.eye(channels, dtype=torch.float64)
+        conv = {"stride": list(x.stride), "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+        shape = (len(weight), -(-height // x.stride[0]), -(-width // x.stride[1]))
+        return self._linear(name, conv, weight, None, _Signal(x.shape, x.sources), shape)
+
+    def _cannot(self, node: Node) -> SnnzooError:
+        """What NIR cannot express, and what to do instead."""
+        if node.operation == "max_pool2d" and self._in_stem():
+            what = (
+                "max pooling, which NIR has not: --without-stem leaves out what is before the first neuron (the host "
+            )
+            what += "then computes its input), and --format onnx exports all"
+        elif node.operation == "max_pool2d":
+            what = "max pooling behind a neuron, which NIR has not: export with --format onnx"
+        elif node.name in self.sites:
+            neuron: Any = self.network.neuron(node.path)
+            kind = getattr(neuron.coding, "name", type(neuron).__name__)
+            what = f"a neuron of {kind} coding, which is no binary IF or LIF neuron, all that NIR has: convert with "
+            what += "--recipe rate, or export with --format onnx"
+        else:
+            what = f"{node.operation}, which NIR cannot express: export with --format onnx"
+        return SnnzooError(f"{node.path or node.name} is {what}")
 
     def _in_stem(self) -> bool:
         """Whether no neuron has been added yet."""
@@ -213,86 +288,87 @@ class _Builder:
     def _linear(
         self,
         name: str,
-        layer: nn.Conv2d | nn.Linear,
+        conv: dict[str, Any] | None,
         weight: Tensor,
         bias: Tensor | None,
         x: _Signal,
         shape: tuple[int, ...],
     ) -> _Signal:
         spike_value = self._common_spike_value(x)
-        weight = _ungrouped(weight.detach(), layer.groups if isinstance(layer, nn.Conv2d) else 1)
+        weight = _ungrouped(weight.detach(), 1 if conv is None else conv["groups"])
         folded = weight * spike_value.view(1, -1, *[1] * (weight.ndim - 2))
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach()
-        y = self._give(name, _Draft(layer, folded, bias, x.shape[1:]), _ones(len(weight)), shape)
+        y = self._give(name, _Draft(folded, bias, x.shape[1:], conv), _ones(len(weight)), shape)
         self._connect(x, name, spike_value)
         return y
 
-    def _batch_norm(self, call: Call, bn: nn.BatchNorm2d, x: _Signal) -> _Signal:
+    def _batch_norm(self, node: Node, x: _Signal) -> _Signal:
         name, *others = x.sources
         draft = self.nodes[name]
-        if (
-            others
-            or self._is_used(name)
-            or not isinstance(draft, _Draft)
-            or bn.running_var is None
-            or bn.running_mean is None
-        ):
-            raise _cannot(call)
-        gain = (bn.running_var + bn.eps).rsqrt() * bn.weight.detach()
+        if others or self._is_used(name) or not isinstance(draft, _Draft):
+            raise self._cannot(node)
+        parameters = {role: self.tensors[key] for role, key in node.parameters.items()}
+        gain = batch_norm_scale(parameters, node.settings)
         draft.scale(gain)
-        draft.bias = draft.bias + bn.bias.detach() - gain * bn.running_mean
+        draft.bias = draft.bias + parameters.get("bias", 0.0) - gain * parameters["running_mean"]
         return x
 
-    def _pool(self, call: Call, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, x: _Signal) -> _Signal:
+    def _pool(self, node: Node, x: _Signal, shape: tuple[int, ...]) -> _Signal:
         height, width = x.shape[1:]
-        if isinstance(pool, nn.AvgPool2d):
-            if pool.ceil_mode or pool.divisor_override or (pool.padding != 0 and not pool.count_include_pad):
-                raise _cannot(call)
-            kernel, stride, padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
+        settings = node.settings
+        if node.operation == "avg_pool2d":
+            if settings["ceil_mode"] or settings["divisor_override"]:
+                raise self._cannot(node)
+            if any(settings["padding"]) and not settings["count_include_pad"]:
+                raise self._cannot(node)
+            kernel, padding = settings["kernel_size"], settings["padding"]
+            stride = settings["stride"] or kernel
         else:
-            if height % call.shape[1] or width % call.shape[2]:
-                raise _cannot(call)
-            kernel = stride = (height // call.shape[1], width // call.shape[2])
-            padding = (0, 0)
-        if kernel == (1, 1) and stride == (1, 1):
+            if height % shape[1] or width % shape[2]:
+                raise self._cannot(node)
+            kernel = stride = [height // shape[1], width // shape[2]]
+            padding = [0, 0]
+        if kernel == [1, 1] and stride == [1, 1]:
             return x
-        node = nir.AvgPool2d(np.array(kernel), np.array(stride), np.array(padding))
-        return self._alike(call, x, node)
+        pool = nir.AvgPool2d(np.array(kernel), np.array(stride), np.array(padding))
+        return self._alike(self._name(node, "_pool" if node.operation == "mean" else ""), x, pool, shape)
 
-    def _flatten(self, call: Call, x: _Signal) -> _Signal:
-        pixels = call.shape[0] // x.shape[0]
-        if len(call.shape) != 1:
-            raise _cannot(call)
-        flat = self._alike(call, x, nir.Flatten({"input": np.array(x.shape)}, 0, -1))
-        self.spike_value[call.name] = self.spike_value[call.name].repeat_interleave(pixels)
+    def _flatten(self, node: Node, x: _Signal) -> _Signal:
+        shape = self.shapes[node.name]
+        if len(shape) != 1:
+            raise self._cannot(node)
+        name = self._name(node, "_flat")
+        flat = self._alike(name, x, nir.Flatten({"input": np.array(x.shape)}, 0, -1), shape)
+        self.spike_value[name] = self.spike_value[name].repeat_interleave(shape[0] // x.shape[0])
         return flat
 
-    def _alike(self, call: Call, x: _Signal, node: nir.NIRNode) -> _Signal:
+    def _alike(self, name: str, x: _Signal, node: nir.NIRNode, shape: tuple[int, ...]) -> _Signal:
         """A node that treats all channels alike: what a unit is worth goes through it."""
-        y = self._give(call.name, node, self._common_spike_value(x), call.shape)
-        self._connect(x, call.name, self._common_spike_value(x))
+        y = self._give(name, node, self._common_spike_value(x), shape)
+        self._connect(x, name, self._common_spike_value(x))
         return y
 
-    def _neuron(self, call: Call, neuron: ThresholdNode, x: _Signal) -> _Signal:
+    def _neuron(self, node: Node, neuron: ThresholdNode, x: _Signal) -> _Signal:
+        name = self._name(node)
         coding, arguments = neuron.coding, neuron.arguments()
         if type(coding) not in (IF, LIF, Rate):
-            raise _cannot(call)
+            raise self._cannot(node)
         assert isinstance(coding, IF)
         if coding.charge is not None or (coding.v_init and coding.v_reset is not None):
-            raise _cannot(call)
+            raise self._cannot(node)
         theta = torch.as_tensor(arguments["v_threshold"], dtype=torch.float64).expand(x.shape[0])
         unit = theta if arguments.get("scaled") or theta.unique().numel() > 1 else _ones(x.shape[0])
-        x = self._biased(call.name, x, arguments.get("bias", 0.0))
+        x = self._biased(name, x, arguments.get("bias", 0.0))
         threshold = theta / unit
         if coding.v_reset is None:
             start = coding.v_init * threshold
-            entry = self._soft_reset(call, coding, threshold, start, x.shape)
+            entry = self._soft_reset(name, coding, threshold, start, x.shape)
         else:
-            entry = call.name
+            entry = name
             self.nodes[entry] = self._hard_reset(coding, threshold - coding.v_reset / unit, x.shape)
         self._connect(x, entry, unit)
-        self.spike_value[call.name] = unit if arguments.get("scaled") else _ones(x.shape[0])
-        return _Signal(call.shape, [call.name])
+        self.spike_value[name] = unit if arguments.get("scaled") else _ones(x.shape[0])
+        return _Signal(self.shapes[node.name], [name])
 
     def _biased(self, name: str, x: _Signal, bias: Any) -> _Signal:
         """`x + bias`, in the layer before, or as a layer of its own."""
@@ -305,11 +381,11 @@ class _Builder:
                 draft.bias = draft.bias + bias
                 return x
         channels = x.shape[0]
-        layer: nn.Conv2d | nn.Linear = nn.Linear(channels, channels)
-        weight = torch.eye(channels, dtype=torch.float64)
+        weight, conv = torch.eye(channels, dtype=torch.float64), None
         if len(x.shape) == 3:
-            layer, weight = nn.Conv2d(channels, channels, 1), weight[:, :, None, None]
-        return self._linear(f"{name}_bias", layer, weight, bias, x, x.shape)
+            weight = weight[:, :, None, None]
+            conv = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+        return self._linear(f"{name}_bias", conv, weight, bias, x, x.shape)
 
     def _hard_reset(self, coding: IF, threshold: Tensor, shape: tuple[int, ...]) -> nir.NIRNode:
         """Potentials are those above `v_reset`."""
@@ -324,9 +400,9 @@ class _Builder:
         steps = 1 / float(coding.reciprocal_tau)
         return steps * self.dt, 1.0 if coding.decay_input else steps
 
-    def _soft_reset(self, call: Call, coding: IF, threshold: Tensor, start: Tensor, shape: tuple[int, ...]) -> str:
+    def _soft_reset(self, name: str, coding: IF, threshold: Tensor, start: Tensor, shape: tuple[int, ...]) -> str:
         """An integrator, a threshold of the neuron's name and what it takes back; the integrator's name."""
-        integrator, back = f"{call.name}_v", f"{call.name}_reset"
+        integrator, back = f"{name}_v", f"{name}_reset"
         taken = -threshold  # in units of the input
         if isinstance(coding, LIF):
             tau, r = self._leak(coding)
@@ -337,35 +413,10 @@ class _Builder:
             self.nodes[integrator] = nir.LI(np.full(shape, tau, np.float32), np.full(shape, r, np.float32), zeros)
         else:
             self.nodes[integrator] = nir.I(np.full(shape, 1 / self.dt, np.float32))
-        self.nodes[call.name] = nir.Threshold(_per_neuron(threshold - start, shape))
+        self.nodes[name] = nir.Threshold(_per_neuron(threshold - start, shape))
         self.nodes[back] = nir.Scale(_per_neuron(taken, shape))
-        self.edges += [(integrator, call.name), (call.name, back), (back, integrator)]
+        self.edges += [(integrator, name), (name, back), (back, integrator)]
         return integrator
-
-
-def _cannot(call: Call, *, in_stem: bool = False) -> SnnzooError:
-    """What NIR cannot express, and what to do instead."""
-    operation = call.operation
-    if isinstance(operation, nn.MaxPool2d) and in_stem:
-        what = "max pooling, which NIR has not: --without-stem leaves out what is before the first neuron (the host "
-        what += "then computes its input), and --format onnx exports all"
-    elif isinstance(operation, (nn.MaxPool2d, AccumulatingMaxPool2d)):
-        what = "max pooling behind a neuron, which NIR has not: export with --format onnx"
-    elif isinstance(operation, ThresholdNode):
-        what = f"{type(operation).__name__}, which is no binary IF or LIF neuron, all that NIR has: convert with "
-        what += "--recipe rate, or export with --format onnx"
-    else:
-        kind = operation if isinstance(operation, str) else type(operation).__name__
-        what = f"{kind}, which NIR cannot express: export with --format onnx"
-    return SnnzooError(f"{call.name} is {what}")
-
-
-def _as_convolution(shortcut: OptionAShortcut, channels: int, outputs: int) -> tuple[nn.Conv2d, Tensor]:
-    """Option A as a 1x1 convolution with weights 0 and 1."""
-    conv = nn.Conv2d(channels, outputs, 1, shortcut.stride, bias=False)
-    weight = torch.zeros(outputs, channels, 1, 1, dtype=torch.float64)
-    weight[shortcut.padding : shortcut.padding + channels, :, 0, 0] = torch.eye(channels, dtype=torch.float64)
-    return conv, weight
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:
@@ -383,7 +434,7 @@ def _ungrouped(weight: Tensor, groups: int) -> Tensor:
     return whole
 
 
-def _metadata(net: SpikingNet) -> dict[str, Any]:
+def _metadata(net: SpikingNet | SpikingNetwork) -> dict[str, Any]:
     """What a reader may want to know."""
     facts: dict[str, Any] = {"snnzoo": __version__, "model": getattr(net, "model_name", type(net).__name__)}
     conversion = net.conversion

@@ -18,6 +18,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
+from snnzoo.graph.network import SpikingNetwork
 from snnzoo.models.base import SpikingNet
 
 OPSET = 18
@@ -26,7 +27,7 @@ OPSET = 18
 class Unrolled(nn.Module):
     """Images `[N, C, H, W]` to the logits after each of T steps, `[T, N, classes]`, from a fresh state."""
 
-    def __init__(self, net: SpikingNet, time_steps: int) -> None:
+    def __init__(self, net: SpikingNet | SpikingNetwork, time_steps: int) -> None:
         super().__init__()
         self.net, self.time_steps = net, time_steps
 
@@ -37,7 +38,9 @@ class Unrolled(nn.Module):
         return logits
 
 
-def export_program(net: SpikingNet, time_steps: int, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+def export_program(
+    net: SpikingNet | SpikingNetwork, time_steps: int, input_shape: tuple[int, ...]
+) -> torch.export.ExportedProgram:
     """`Unrolled(net, time_steps)` as torch.export sees it, on the CPU in float32, for any number of images.
 
     A static image passes the stem once, whatever T is.
@@ -59,7 +62,12 @@ def export_program(net: SpikingNet, time_steps: int, input_shape: tuple[int, ...
 
 
 def write_pt2(
-    net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...], *, replace: bool = True
+    net: SpikingNet | SpikingNetwork,
+    path: str | Path,
+    time_steps: int,
+    input_shape: tuple[int, ...],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write `export_program` for `torch.export.load(path).module()`, with the facts of `metadata` as extra files.
 
@@ -75,7 +83,12 @@ def write_pt2(
 
 
 def write_onnx(
-    net: SpikingNet, path: str | Path, time_steps: int, input_shape: tuple[int, ...], *, replace: bool = True
+    net: SpikingNet | SpikingNetwork,
+    path: str | Path,
+    time_steps: int,
+    input_shape: tuple[int, ...],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write `export_program` as ONNX, `images [N, C, H, W]` to `logits [T, N, classes]`, metadata included.
 
@@ -112,7 +125,7 @@ def _name_batch(graph: Any) -> None:
                 dim.dim_param = re.sub(rf"\b(\d+\*)?{symbol}\b", r"\1batch", dim.dim_param)
 
 
-def metadata(net: SpikingNet, time_steps: int) -> dict[str, str]:
+def metadata(net: SpikingNet | SpikingNetwork, time_steps: int) -> dict[str, str]:
     """What a program that runs the graph needs to know: preprocessing and classes as JSON, T, and the source."""
     facts = {"snnzoo": __version__, "model": getattr(net, "model_name", type(net).__name__)}
     facts["time_steps"] = str(time_steps)

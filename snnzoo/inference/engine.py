@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
-from snnzoo.inference.folding import FoldedNeuron
+from snnzoo.graph.network import SpikingNetwork, Watch
+from snnzoo.graph.trained import as_graph
 from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.integer import PIECES, round_weights
-from snnzoo.inference.network import FoldedNetwork, fold_network
+from snnzoo.inference.network import FoldedNetwork
+from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.models.base import SpikingNet
 from snnzoo.ops.spec import state_dtype
 
@@ -21,7 +23,7 @@ STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not
 
 
 def prepare_for_inference(
-    net: SpikingNet,
+    net: SpikingNet | SpikingNetwork,
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -54,9 +56,9 @@ def prepare_for_inference(
     """
     weight = next(net.parameters())
     dtype, device = dtype or weight.dtype, torch.device(device or weight.device)
-    network = fold_network(net)
+    network = FoldedNetwork(as_graph(net))
     weights, dtype = dtype, torch.float32 if dtype in PIECES else dtype
-    _cast(network, dtype)
+    network.cast(dtype, state_dtype(dtype))
     network = network.to(device).to(memory_format=memory_format)
     if weights in PIECES:
         if device.type != "cpu" or compile:
@@ -68,20 +70,10 @@ def prepare_for_inference(
     return InferenceNetwork(network, dtype, device, memory_format, graphs)
 
 
-def _cast(network: FoldedNetwork, dtype: torch.dtype) -> None:
-    """To `dtype`; neurons and classifier to one with room for sums."""
-    precise = {id(m) for part in network.modules() if isinstance(part, FoldedNeuron) for m in part.modules()}
-    precise |= {id(m) for m in network.head.modules()}
-    for module in network.modules():
-        if next(module.children(), None) is None or isinstance(module, FoldedNeuron):
-            module.to(state_dtype(dtype) if id(module) in precise else dtype)
-
-
 class InferenceNetwork:
     """What `prepare_for_inference` makes. Each call starts at t = 0, and leaves no state behind.
 
-    `network` is the folded network itself, a module with the module names of the original: it keeps state from
-    call to call. While it has hooks, they see every layer: it then runs without a CUDA graph.
+    `network` is the folded network itself, a graph with the neurons of the original: it keeps state from call to call.
     """
 
     def __init__(
@@ -96,16 +88,22 @@ class InferenceNetwork:
         self._graphs = graphs
         self._neurons = [module for module in network.modules() if isinstance(module, FoldedNeuron)]
 
-    def __call__(self, x_seq: Tensor) -> Tensor:
+    def __call__(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
         """`[T, N, C, H, W] -> [T, N, classes]`: the logits of the network, after each step.
 
         Logits are float32 (float64 of a float64 network). A static image, `x.expand(T, *x.shape)`, passes the
         stem once.
 
+        Args:
+            watch: called with each node of `network.graph`, its inputs and its value, `[T, N, ...]`, once for each
+                piece of a long sequence; without a CUDA graph then.
+
         Raises:
             ValueError: if the input has another shape.
         """
-        return self._run(x_seq, self._after_each_step)
+        if watch is None:
+            return self._run(x_seq, self._after_each_step)
+        return self.without_graphs()._run(x_seq, partial(self._after_each_step, watch=watch))
 
     def final(self, x_seq: Tensor) -> Tensor:
         """`[T, N, C, H, W] -> [N, classes]`: the readout of all T steps, without those before.
@@ -121,13 +119,14 @@ class InferenceNetwork:
 
     @torch.inference_mode()
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
-        if x_seq.ndim != 5:
+        if x_seq.ndim not in (3, 5):
             raise ValueError(f"the network needs an input of shape [T, N, C, H, W], got {list(x_seq.shape)}")
         time_steps = len(x_seq)
         if x_seq.stride(0) == 0:  # a static image stays one image
             x_seq = x_seq[:1]
         images = x_seq.flatten(0, 1).to(self.device, self.dtype, non_blocking=True)
-        images = images.contiguous(memory_format=self.memory_format)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=self.memory_format)
         batch = x_seq.shape[1]
 
         def run(images: Tensor) -> Tensor:
@@ -138,7 +137,7 @@ class InferenceNetwork:
             finally:
                 self._reset(keeps_state=True)
 
-        if self._graphs is None or _has_hooks(self.network):
+        if self._graphs is None:
             return run(images)
         return self._graphs.run((images.shape, batch, time_steps, readout.__name__), run, images)
 
@@ -147,19 +146,15 @@ class InferenceNetwork:
         for neuron in self._neurons:
             neuron.keeps_state = keeps_state
 
-    def _after_each_step(self, x_seq: Tensor) -> Tensor:
-        return torch.cat([self.network(piece) for piece in x_seq.split(STEPS_AT_ONCE)])
+    def _after_each_step(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
+        return torch.cat([self.network.run(piece, watch) for piece in x_seq.split(STEPS_AT_ONCE)])
 
     def _after_all_steps(self, x_seq: Tensor) -> Tensor:
         if not self.network.totals_suffice:
             return self._after_each_step(x_seq).mean(0)
         pieces = x_seq.split(STEPS_AT_ONCE)
-        totals = (self.network.run_total(piece, is_last=piece is pieces[-1]) for piece in pieces)
+        totals = (self.network.total(piece, is_last=piece is pieces[-1]) for piece in pieces)
         return self.network.classify_total(reduce(torch.add, totals), len(x_seq))
 
     def __repr__(self) -> str:
         return f"InferenceNetwork({type(self.network).__name__}, {self.dtype}, {self.device}, {self.memory_format})"
-
-
-def _has_hooks(network: FoldedNetwork) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

@@ -1,128 +1,214 @@
-"""Batch normalisation folded away: its scale into the convolution's weights, its shift into the neuron's bias.
+"""The graph that runs fastest: rewritten so that all that only adds a constant, or a residual, is done by neurons.
 
-A convolution then has no bias at all. What BN would have added is added by the neuron, which knows when: at
-every step, or in differential codings once, at t = 0. There the `offset` of an unfolded neuron, which takes
-repeated biases off again, has nothing left to do.
+Batch normalisation goes into the weights before it. What is left of it, and of every bias, is a constant for each
+channel, which passes through pools, sums and joins as it is: it waits until a neuron adds it with its own bias. An
+addition before a neuron is made by the neuron, too.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
-from snnzoo import ops
-from snnzoo.codings import RELU
-from snnzoo.threshold_node import ThresholdNode
+from snnzoo.graph.graph import Graph, Node
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.graph.operations import INPUT, batch_norm_scale
+from snnzoo.graph.shapes import value_shapes
 
-NEGLIGIBLE = 1e-5  # so much of an offset, and of the threshold, is rounding
-
-
-def fold(layer: Any, bn: Any = None) -> tuple[Any, Tensor]:
-    """Of a convolution with its BN, or of a layer alone: the layer without bias, and the bias `[C]`, in float64."""
-    layer = copy.deepcopy(layer).double().eval()
-    if bn is not None:
-        layer = fuse_conv_bn_eval(layer, copy.deepcopy(bn).double().eval())
-    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-    layer.bias = None
-    return layer.requires_grad_(False), bias
+_COMMUTING = {"max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample"}  # with a constant of a channel
+_NEW_MEMORY = {"conv2d", "linear", "batch_norm", "add", "scale", "shift", "cat"}  # nobody else sees their output
 
 
-class FoldedNeuron(nn.Module):
-    """A neuron with the biases of everything before it, folded into one; `step_mode="m"`.
+@dataclasses.dataclass
+class Folded:
+    """A rewritten graph, its tensors in float64, and what each neuron adds to its input, `[C]`, by its path.
 
-    Its state goes on from call to call until `reset`, as that of any neuron, unless `keeps_state` is set to False.
-    Its parameters are float32 or better, whatever the dtype of the network. Its output takes the place of its
-    input in memory.
-
-    Args:
-        node: the neuron as it is in the unfolded network. Not changed.
-        bias: what folded layers before it would have added at every step, `[C]`.
+    `in_place`: paths of neurons that may write where their input is.
     """
 
-    v_threshold: float | Tensor
-    bias: float | Tensor
-    offset: float | Tensor
-    keeps_state = True
-    sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
+    graph: Graph
+    tensors: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    in_place: frozenset[str]
 
-    def __init__(self, node: ThresholdNode, bias: Tensor) -> None:
-        super().__init__()
-        node = copy.deepcopy(node).double().requires_grad_(False)
-        self.coding = _detached(node.coding)
-        arguments = node.arguments()
-        self.scaled = arguments.get("scaled", False)
-        self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
-        offset = arguments.get("offset", 0.0)
-        if self.coding.bias_once and not self.absolute:
-            left = offset - bias
-            scale = torch.as_tensor(offset).abs() + torch.as_tensor(node.v_threshold)
-            offset = 0.0 if bool((left.abs() <= NEGLIGIBLE * scale).all()) else left
-        self._keep("v_threshold", arguments["v_threshold"])
-        self._keep("bias", arguments.get("bias", 0.0) + bias)
-        self._keep("offset", offset)
-        self.reset()
 
-    def _keep(self, name: str, value: float | Tensor) -> None:
-        if isinstance(value, Tensor):
-            self.register_buffer(name, value.detach().clone())
+def fold(net: SpikingNetwork) -> Folded:
+    """Return the folded form of a network, which is not changed."""
+    tensors = {
+        key: value.detach().double() if value.is_floating_point() else value.detach()
+        for key, value in net.tensors().items()
+    }
+    shapes = value_shapes(net.graph, tensors, net.input_shape, net.model_name)
+    folder = _Folder(net, tensors, shapes)
+    for node in net.graph:
+        folder.add(node)
+    return folder.result()
+
+
+class _Folder:
+    """Rewrites a graph node by node."""
+
+    def __init__(
+        self, net: SpikingNetwork, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.graph, self.tensors, self.shapes = net.graph, dict(tensors), shapes
+        self.sites = {node.name for node in net.sites}
+        self.nodes: dict[str, Node] = {}
+        self.waiting: dict[str, Tensor] = {}  # constants that a value lacks, [C]
+        self.biases: dict[str, Tensor] = {}
+
+    def add(self, node: Node) -> None:
+        """Take in one node."""
+        if node.name in self.sites:
+            self._neuron(node)
+        elif node.name in self.graph.behind_readout:
+            self._plain(node)
+        elif node.operation in ("conv2d", "linear"):
+            self._weighted(node)
+        elif node.operation == "batch_norm":
+            self._batch_norm(node)
+        elif node.operation == "add":
+            self._addition(node)
+        elif node.operation == "cat" and node.settings["dim"] == 1:
+            parts = [self._constant(name) for name in node.inputs]
+            self._keep(node, torch.cat(parts))
+        elif node.operation == "slice":
+            constant = self._constant(node.inputs[0])
+            settings = node.settings
+            part = slice(settings["start"], settings["end"], settings["step"]) if settings["dim"] == 1 else slice(None)
+            self._keep(node, constant[part])
+        elif self._commutes(node):
+            self._keep(node, self._constant(node.inputs[0]))
+        elif node.operation == "reshape" and self._flattens(node):
+            pixels = self.shapes[node.name][0] // self.shapes[node.inputs[0]][0]
+            self._keep(node, self._constant(node.inputs[0]).repeat_interleave(pixels))
         else:
-            setattr(self, name, value)
+            self._plain(node)
+        if node.name in (self.graph.decoded, self.graph.output):
+            self._settle(node.name)
 
-    def reset(self) -> None:
-        """Forget the state: the next step is t = 0."""
-        self.state: tuple[Tensor, ...] | None = None
-        self.t = self.steps = 0
+    def result(self) -> Folded:
+        graph = self.graph.with_nodes(list(self.nodes.values()))
+        paths = {node.path for node in graph if node.name in self.sites and self._owns(graph, node)}
+        used = {key for node in graph for key in node.parameters.values()}
+        tensors = {key: value for key, value in self.tensors.items() if key in used}
+        return Folded(graph, tensors, self.biases, frozenset(paths))
 
-    def forward(self, x_seq: Tensor, residual: Tensor | None = None, output: str = "sequence") -> Tensor:
-        """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`."""
-        result = ops.multi_step_neuron(
-            x_seq,
-            self.coding,
-            v_threshold=self.v_threshold,
-            bias=self.bias,
-            offset=self.offset,
-            residual=residual,
-            state=self.state,
-            t=self.t,
-            output=output,
-            activation=self.activation,
-            absolute=self.absolute,
-            scaled=self.scaled,
-            keep_state=self.keeps_state,
-            out_dtype=torch.int8 if self.sends_counts and output == "sequence" else None,
-            out=None if output == "sum" or self.sends_counts or (len(x_seq) > 1 and x_seq.stride(0) == 0) else x_seq,
-        )
-        self.state = result.state or None
-        self.steps = len(x_seq)
-        self.t += self.steps
-        outputs = result.total if output == "sum" else result.sequence
-        assert outputs is not None
-        return outputs
+    def _keep(self, node: Node, constant: Tensor | None = None) -> None:
+        """Keep a node, whose value then lacks a constant."""
+        self.nodes[node.name] = node
+        if constant is not None and bool(constant.any()):
+            self.waiting[node.name] = constant
 
-    def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
-        """Return what a unit of its spikes is worth at step t."""
-        return self.v_threshold * self.coding.spike_value(t, dtype) if self.scaled else 1.0
+    def _plain(self, node: Node) -> None:
+        """Keep a node that needs its inputs as they are."""
+        self._keep(dataclasses.replace(node, inputs=tuple(self._whole(name) for name in node.inputs)))
 
-    def shrink(self, x: Tensor) -> Tensor:
-        """Scale what belongs to the steps last run, `[T * N, ...]`, from units of t = 0 to their own, in place."""
-        first = self.coding.spike_value(0, x.dtype)
-        for t, step in zip(range(self.t - self.steps, self.t), x.chunk(self.steps), strict=True):
-            share = self.coding.spike_value(t, x.dtype) / first
-            if share != 1:
-                step.mul_(share)
-        return x
+    def _whole(self, name: str) -> str:
+        """The name of a value with what it lacks; others go on taking it without."""
+        constant = self.waiting.get(name)
+        if constant is None:
+            return name
+        whole = f"{name}/whole"
+        self.nodes.setdefault(whole, self._shift(whole, name, constant))
+        return whole
 
-    def extra_repr(self) -> str:
-        return f"{self.coding}"
+    def _settle(self, name: str) -> None:
+        """Add what a value lacks by a node that takes its name, before anything has taken it."""
+        constant = self.waiting.pop(name, None)
+        if constant is None:
+            return
+        before = dataclasses.replace(self.nodes.pop(name), name=f"{name}/unshifted")
+        self.nodes[before.name] = before
+        self.nodes[name] = self._shift(name, before.name, constant)
 
+    def _shift(self, name: str, source: str, constant: Tensor) -> Node:
+        shape = self.shapes[name.removesuffix("/whole")]
+        key = f"{name}/constant"
+        self.tensors[key] = constant.view(-1, *[1] * (len(shape) - 1))
+        return Node(name, "shift", (source,), {"amount": 1.0}, {"other": key}, self.nodes[source].path)
 
-def _detached(coding: Any) -> Any:
-    """The coding with a learned time constant as a plain number."""
-    if isinstance(getattr(coding, "reciprocal_tau", None), Tensor):
-        return dataclasses.replace(coding, reciprocal_tau=coding.reciprocal_tau.item())
-    return coding
+    def _constant(self, name: str) -> Tensor:
+        """What a value lacks, [C]."""
+        found = self.waiting.get(name)
+        if found is not None:
+            return found
+        some = next(value for value in self.tensors.values() if value.is_floating_point())
+        channels = self.shapes[name][0] if name in self.shapes else 1
+        return some.new_zeros(channels, dtype=torch.float64)
+
+    def _single_use(self, name: str) -> bool:
+        return len(self.graph.consumers[name]) == 1 and name not in (self.graph.decoded, self.graph.output)
+
+    def _weighted(self, node: Node) -> None:
+        node = dataclasses.replace(node, inputs=(self._whole(node.inputs[0]),))
+        bias = self.tensors.get(node.parameters.get("bias", ""))
+        if node.operation == "linear" and len(self.shapes[node.name]) > 1:
+            self._keep(node)  # its channels are not dimension 1
+            return
+        self._keep(dataclasses.replace(node, parameters={"weight": node.parameters["weight"]}), bias)
+
+    def _batch_norm(self, node: Node) -> None:
+        parameters = {role: self.tensors[key] for role, key in node.parameters.items()}
+        scale = batch_norm_scale(parameters, node.settings)
+        shift = -parameters["running_mean"] * scale
+        shift = shift + parameters["bias"] if "bias" in parameters else shift
+        source = node.inputs[0]
+        constant = self._constant(source) * scale + shift
+        before = self.nodes.get(source)
+        if before is not None and before.operation in ("conv2d", "linear") and self._single_use(source):
+            weight = self.tensors[before.parameters["weight"]]
+            key = f"{source}/weight"  # of its own: several layers may share the weights
+            self.tensors[key] = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            del self.nodes[source]
+            self._keep(dataclasses.replace(before, name=node.name, parameters={"weight": key}), constant)
+            return
+        key = f"{node.name}/scale"
+        self.tensors[key] = scale.view(-1, *[1] * (len(self.shapes[node.name]) - 1))
+        scaled = Node(node.name, "scale", node.inputs, {"factor": 1.0, "inverse": False}, {"other": key}, node.path)
+        self._keep(scaled, constant)
+
+    def _addition(self, node: Node) -> None:
+        first, second = node.inputs
+        if self.shapes.get(first) != self.shapes.get(second):
+            self._plain(node)
+            return
+        self._keep(node, self._constant(first) + node.settings["alpha"] * self._constant(second))
+
+    def _neuron(self, node: Node) -> None:
+        source = node.inputs[0]
+        self.biases[node.path] = self._constant(source)
+        before = self.nodes.get(source)
+        inputs = node.inputs
+        if (
+            before is not None
+            and before.operation == "add"
+            and before.settings["alpha"] == 1
+            and self._single_use(source)
+            and all(self.shapes.get(name) == self.shapes[node.name] for name in before.inputs)
+        ):
+            inputs = tuple(sorted(before.inputs, key=lambda name: not self._is_new(name)))
+            del self.nodes[source]
+        self.nodes[node.name] = dataclasses.replace(node, inputs=inputs)
+
+    def _is_new(self, name: str) -> bool:
+        """Whether a value is in memory that a neuron may write to."""
+        return name in self.nodes and self.nodes[name].operation in _NEW_MEMORY and self._single_use(name)
+
+    def _owns(self, graph: Graph, node: Node) -> bool:
+        name = node.inputs[0]
+        return name != INPUT and graph[name].operation in _NEW_MEMORY and len(graph.consumers[name]) == 1
+
+    def _commutes(self, node: Node) -> bool:
+        if node.operation in ("mean", "sum", "amax"):
+            return node.operation != "sum" and 1 not in node.settings["dim"]
+        if node.operation == "avg_pool2d":
+            return node.settings["padding"] == [0, 0] and node.settings["divisor_override"] is None
+        return node.operation in _COMMUTING
+
+    def _flattens(self, node: Node) -> bool:
+        before, after = self.shapes.get(node.inputs[0]), self.shapes[node.name]
+        return before is not None and len(after) == 1 and node.settings["kept"] == 0 and after[0] % before[0] == 0

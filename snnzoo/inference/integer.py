@@ -7,17 +7,50 @@ Spikes are small whole numbers as they are, so nothing is lost of them: only wei
 from __future__ import annotations
 
 import platform
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snnzoo.errors import UsageError
-from snnzoo.inference.folding import FoldedNeuron
-from snnzoo.inference.network import FoldedNetwork, FoldedResNet
+from snnzoo.graph.graph import Node
+from snnzoo.graph.operations import INPUT
+from snnzoo.inference.network import FoldedNetwork
+from snnzoo.inference.neuron import FoldedNeuron
 
 PIECES = {torch.int8: 1, torch.int16: 2}  # of 8 bits
 MOST_UNITS = 64  # of a spike: pairs of products are added up in 16 bits where a CPU lacks VNNI
+
+
+class Source:
+    """Neurons whose spikes, joined, are one signal in whole units.
+
+    Raises:
+        UsageError: if their spikes are too large for 8 bits.
+    """
+
+    def __init__(self, neurons: Sequence[FoldedNeuron]) -> None:
+        self.neurons = list(neurons)
+        self.coding = self.neurons[0].coding
+        if self.coding.largest_unit > MOST_UNITS:
+            raise UsageError(
+                f"integer weights need spikes of at most {MOST_UNITS} units, {self.coding} has "
+                f"{self.coding.largest_unit}: use fewer levels or float32"
+            )
+
+    def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
+        """Return what a unit is worth at step t: a number, or `[C]`."""
+        values = [neuron.spike_value(t, dtype) for neuron in self.neurons]
+        if len(values) == 1:
+            return values[0]
+        if not any(isinstance(value, Tensor) for value in values):
+            return values[0]
+        return torch.cat([value for value in values if isinstance(value, Tensor)])
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """Scale `[T * N, ...]` from units of t = 0 to those of the steps last run, in place."""
+        return self.neurons[0].shrink(x)
 
 
 class IntegerConv2d(nn.Conv2d):
@@ -25,11 +58,11 @@ class IntegerConv2d(nn.Conv2d):
 
     Args:
         conv: with float weights and without bias; padded with zeros, by numbers.
-        source: the neuron whose spikes it sees.
+        source: the neurons whose spikes it sees.
         pieces: of 8 bits that make up a weight, 1 or 2; the largest weight of an output channel takes all of them.
     """
 
-    def __init__(self, conv: nn.Conv2d, source: FoldedNeuron, pieces: int) -> None:
+    def __init__(self, conv: nn.Conv2d, source: Source, pieces: int) -> None:
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -79,9 +112,9 @@ class IntegerConv2d(nn.Conv2d):
 
 
 class SpikeValues(nn.Module):
-    """int8 spikes of a neuron, in units, as what they are worth, float32: the identity of a residual block."""
+    """int8 spikes, in units, as what they are worth, float32: the identity of a residual block."""
 
-    def __init__(self, source: FoldedNeuron) -> None:
+    def __init__(self, source: Source) -> None:
         super().__init__()
         self._source = (source,)
 
@@ -93,45 +126,87 @@ class SpikeValues(nn.Module):
 
 
 def round_weights(network: FoldedNetwork, dtype: torch.dtype) -> None:
-    """Give the blocks of a folded ResNet integer weights, in place; the stem and the classifier see no spikes.
+    """Give every convolution that sees spikes integer weights, in place: those fed by neurons, also joined ones.
 
     Args:
         network: on a CPU, in float32.
         dtype: torch.int8 or torch.int16.
 
     Raises:
-        UsageError: for another network, spikes that are too large, or a PyTorch without such convolutions.
+        UsageError: for a network without such convolutions, spikes that are too large, or a PyTorch that cannot.
     """
     name = str(dtype).removeprefix("torch.")
-    if type(network) is not FoldedResNet:
-        raise UsageError(f"{name} weights: only ResNets can have them, not a {type(network).__name__}: use float32")
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise") or platform.machine() not in ("x86_64", "AMD64"):
         raise UsageError(f"{name} weights need PyTorch with oneDNN on an x86-64 CPU: use float32")
-    source: FoldedNeuron = network.sn1
-    for block in network.blocks:
-        source = _round_block(block, source, PIECES[dtype])
+    sources = _sources_of_counts(network)
+    if not sources:
+        raise UsageError(f"{name} weights: no convolution of the network sees spikes: use float32")
+    for source in sources.values():
+        for neuron in source.neurons:
+            neuron.sends_counts = True
+    tensors = network.tensors()
+    joins = sources.keys() - {node.name for node in network.sites}
+    for node in network.graph:
+        for place, given in enumerate(node.inputs):
+            if given not in sources or node.name in joins:
+                continue
+            if _is_convolution(node):
+                conv = _as_module(node, tensors[node.parameters["weight"]])
+                network.replace(node, IntegerConv2d(conv, sources[given], PIECES[dtype]))
+            else:
+                network.replace_input(node, place, SpikeValues(sources[given]))
 
 
-def _round_block(block: Any, source: FoldedNeuron, pieces: int) -> FoldedNeuron:
-    """A `FoldedBlock` behind the neuron `source`; returns the block's last neuron."""
+def _sources_of_counts(network: FoldedNetwork) -> dict[str, Source]:
+    """The values that are to be whole units: what convolutions see, back to the neurons that send it."""
+    graph = network.graph
+    sites = {node.name: node for node in network.sites}
+    wanted: dict[str, Source] = {}
 
-    def rounded(conv: nn.Conv2d, source: FoldedNeuron) -> IntegerConv2d:
-        if source.coding.largest_unit > MOST_UNITS:
-            raise UsageError(
-                f"integer weights need spikes of at most {MOST_UNITS} units, {source.coding} has "
-                f"{source.coding.largest_unit}: use fewer levels or float32"
-            )
-        source.sends_counts = True
-        return IntegerConv2d(conv, source, pieces)
+    def source_of(name: str) -> Source | None:
+        if name in sites:
+            return Source([network.neuron(sites[name].path)])
+        node = graph[name] if name != INPUT else None
+        if node is None or node.operation != "cat" or node.settings["dim"] != 1:
+            return None
+        parts = [source_of(given) for given in node.inputs]
+        if any(part is None for part in parts):
+            return None
+        return Source([neuron for part in parts if part is not None for neuron in part.neurons])
 
-    if isinstance(block.downsample, nn.Sequential):
-        block.downsample[0] = rounded(cast(nn.Conv2d, block.downsample[0]), source)
-    else:  # the identity, or a shortcut of option A
-        block.downsample = nn.Sequential(SpikeValues(source), *filter(None, [block.downsample]))
-    for i in range(1, block.depth + 1):
-        setattr(block, f"conv{i}", rounded(getattr(block, f"conv{i}"), source))
-        source = getattr(block, f"sn{i}")
-    return source
+    def want(name: str) -> None:
+        source = source_of(name)
+        assert source is not None
+        wanted[name] = source
+        if name not in sites:
+            for given in graph[name].inputs:
+                want(given)
+
+    for node in graph:
+        if _is_convolution(node) and node.name not in graph.analog and source_of(node.inputs[0]) is not None:
+            want(node.inputs[0])
+    return wanted
+
+
+def _is_convolution(node: Node) -> bool:
+    return node.operation == "conv2d" and not isinstance(node.settings["padding"], str)
+
+
+def _as_module(node: Node, weight: Tensor) -> nn.Conv2d:
+    settings: dict[str, Any] = dict(node.settings)
+    conv = nn.Conv2d(
+        weight.shape[1] * settings["groups"],
+        len(weight),
+        (weight.shape[2], weight.shape[3]),
+        tuple(settings["stride"]),
+        tuple(settings["padding"]),
+        tuple(settings["dilation"]),
+        settings["groups"],
+        bias=False,
+        device="meta",
+    )
+    conv.weight = nn.Parameter(weight.detach())
+    return conv
 
 
 def _of_inputs(values: float | Tensor, conv: nn.Conv2d) -> float | Tensor:

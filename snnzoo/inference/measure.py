@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import gc
 import statistics
 import time
@@ -11,15 +12,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from snnzoo.functional import reset_net
+from snnzoo.graph.graph import Node
+from snnzoo.graph.network import Ann, SpikingNetwork
+from snnzoo.graph.operations import batch_norm_scale
 from snnzoo.inference.engine import InferenceNetwork
-from snnzoo.inference.folding import FoldedNeuron
 from snnzoo.inference.graphs import capture
 from snnzoo.models.base import SpikingNet
 
@@ -97,63 +99,51 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def layer_seconds(fast: InferenceNetwork, run: Run, repeats: int = 5) -> dict[str, tuple[str, float]]:
-    """Median seconds of each layer of `fast` in `run`, by name: its kind ("convolution", "neuron" ...) and time.
+KINDS = {
+    "conv2d": "convolution",
+    "linear": "linear",
+    "activation": "neuron",
+    "max_pool2d": "pool",
+    "adaptive_max_pool2d": "pool",
+    "avg_pool2d": "pool",
+    "adaptive_avg_pool2d": "pool",
+    "mean": "pool",
+}
+
+
+def layer_seconds(fast: InferenceNetwork, x_seq: Tensor, repeats: int = 5) -> dict[str, tuple[str, float]]:
+    """Median seconds of each layer of `fast` on `x_seq`, by name: its kind ("convolution", "neuron" ...) and time.
 
     Each layer is waited for, so on a CUDA device the times are those without a graph, and add up to more.
     """
-    starts: dict[str, float] = {}
+    kinds = {node.name: KINDS.get(node.operation, "other") for node in fast.network.graph}
     measured: dict[str, list[float]] = defaultdict(list)
-    passed: dict[str, float] = defaultdict(float)
+    for _ in range(1 + repeats):
+        passed: dict[str, float] = defaultdict(float)
+        since = time.perf_counter()
 
-    def begin(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
+        def watch(node: Node, inputs: list[Tensor], value: Tensor, passed: dict[str, float] = passed) -> None:
+            nonlocal since
             synchronize(fast.device)
-            starts[name] = time.perf_counter()
+            passed[node.name] += time.perf_counter() - since  # more than once, where time is run in pieces
+            since = time.perf_counter()
 
-        return hook
-
-    def end(name: str) -> Callable[..., None]:
-        def hook(*_: object) -> None:
-            synchronize(fast.device)
-            passed[name] += time.perf_counter() - starts[name]  # more than once, where time is run in pieces
-
-        return hook
-
-    kinds = {name: kind for name, module in fast.network.named_modules() if (kind := kind_of(module))}
-    handles: list[Any] = []
-    for name in kinds:
-        module = fast.network.get_submodule(name)
-        handles += [module.register_forward_pre_hook(begin(name)), module.register_forward_hook(end(name))]
-    try:
-        for _ in range(1 + repeats):
-            passed.clear()
-            run()
-            for name, seconds in passed.items():
-                measured[name].append(seconds)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: (kinds[name], statistics.median(times[1:])) for name, times in measured.items()}
-
-
-def kind_of(module: nn.Module) -> str | None:
-    """What a layer of a folded network is; None if it does nothing of its own."""
-    if isinstance(module, FoldedNeuron):
-        return "neuron"
-    names = {
-        "Conv2d": "convolution",
-        "IntegerConv2d": "convolution",
-        "Linear": "linear",
-        "MaxPool2d": "pool",
-        "AdaptiveAvgPool2d": "pool",
-    }
-    return names.get(type(module).__name__)
+        fast(x_seq, watch)
+        for name, seconds in passed.items():
+            measured[name].append(seconds)
+    names = {node.name: node.path or node.name for node in fast.network.graph}
+    layers: dict[str, tuple[str, float]] = {}
+    for name, times in measured.items():
+        label = names[name] if names[name] not in layers else f"{names[name]} ({name})"
+        layers[label] = kinds[name], statistics.median(times[1:])
+    return layers
 
 
 def folded_ann(ann: nn.Module) -> nn.Module:
-    """A copy of an ANN with each BN folded into the convolution registered before it."""
+    """A copy of an ANN with each BN folded into the convolution registered before it; of a graph, that feeds it."""
     ann = copy.deepcopy(ann).eval()
+    if isinstance(ann, Ann):
+        return _folded_graph(ann)
     for parent in ann.modules():
         children = list(parent.named_children())
         for (name, conv), (bn_name, bn) in pairwise(children):
@@ -163,8 +153,27 @@ def folded_ann(ann: nn.Module) -> nn.Module:
     return ann
 
 
+def _folded_graph(ann: Ann) -> Ann:
+    nodes, tensors = {node.name: node for node in ann.graph}, ann.tensors()
+    for bn in ann.graph:
+        conv = nodes.get(bn.inputs[0])
+        if bn.operation != "batch_norm" or conv is None or len(ann.graph.consumers[conv.name]) > 1:
+            continue
+        if conv.operation == "conv2d":
+            roles = {role: tensors[key].detach() for role, key in bn.parameters.items()}
+            scale = batch_norm_scale(roles, bn.settings)
+            weight, bias = (tensors[conv.parameters[r]] if r in conv.parameters else 0.0 for r in ("weight", "bias"))
+            tensors[f"{bn.name}/weight"] = (weight * scale.view(-1, 1, 1, 1)).detach()
+            tensors[f"{bn.name}/bias"] = ((bias - roles["running_mean"]) * scale + roles.get("bias", 0.0)).detach()
+            keys = {"weight": f"{bn.name}/weight", "bias": f"{bn.name}/bias"}
+            nodes[bn.name] = dataclasses.replace(conv, name=bn.name, parameters=keys)
+    graph = ann.graph.with_nodes(list(nodes.values()))
+    used = {key for node in graph for key in node.parameters.values()}
+    return Ann(graph, {key: tensors[key].detach() for key in used}, ann.model_name, ann.input_shape)
+
+
 def contenders(
-    net: SpikingNet, ann: nn.Module, fast: InferenceNetwork, images: Tensor, time_steps: int
+    net: SpikingNet | SpikingNetwork, ann: nn.Module, fast: InferenceNetwork, images: Tensor, time_steps: int
 ) -> dict[str, Run]:
     """A network in its fast form and as it is, and T passes of its ANN: how to run each on static `images`.
 
@@ -199,12 +208,12 @@ def contenders(
     return runs
 
 
-def torchvision_ann(ann: SpikingNet) -> nn.Module:
+def torchvision_ann(ann: SpikingNet | Ann) -> nn.Module:
     """torchvision's own module with the weights of `ann`, where it has such a model; else `ann`."""
     import torchvision
 
     try:
-        module: nn.Module = torchvision.models.get_model(ann.model_name, num_classes=ann.model_kwargs["num_classes"])
+        module: nn.Module = torchvision.models.get_model(ann.model_name, num_classes=ann.num_classes)
         module.load_state_dict(ann.state_dict())
     except (ValueError, RuntimeError):
         return ann

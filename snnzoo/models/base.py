@@ -40,34 +40,28 @@ class SpikingNet(SpikingModule):
     avgpool: nn.Module
     fc: Any  # the classifier, of those that have it alone behind the readout
 
+    @property
+    def num_classes(self) -> int:
+        """How many logits it gives."""
+        return int(self.model_kwargs["num_classes"])
+
     def stem(self, x: Tensor) -> Tensor:
         """From the image to the first neuron's output."""
         raise NotImplementedError
 
-    def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return what runs in turn up to the last neuron: the stem, named "", and the blocks by their names.
-
-        The neurons of a segment are the modules directly in the one of its name.
-        """
-        stages = ((name, module) for name, module in self.named_children() if name.startswith("layer"))
-        blocks = {f"{name}.{i}": block for name, stage in stages for i, block in enumerate(stage.children())}
-        return {"": self.stem, **blocks}
+    def encode(self, x: Tensor) -> Tensor:
+        """From the image to the last neuron's output: the stem, then the stages `layer1`, `layer2` ..."""
+        x = self.stem(x)
+        for name, stage in self.named_children():
+            if name.startswith("layer"):
+                x = stage(x)
+        return x
 
     def classify(self, x: Tensor) -> Tensor:
         """From the last neuron's output to the logits, decoding on the way."""
         x = self.stateless(x, self.avgpool)
         x = self.readout(x.flatten(-3))
         return self.stateless(x, self.fc)
-
-    def channels_of(self, site: str) -> int:
-        """Return the channels of the neuron called `site`: those of the BN before it."""
-        parent, _, last = site.rpartition(".")
-        bn: Any = self.get_submodule(f"{parent}.bn{last.removeprefix('sn')}".lstrip("."))
-        return bn.num_features
-
-    def pools_of_spikes(self) -> list[str]:
-        """Names of the max pools that see currents of spikes, not of the image: those behind the first neuron."""
-        return []
 
     def forward(self, x: Tensor) -> Tensor:
         expected = "[T, N, C, H, W]" if self.step_mode == "m" else "[N, C, H, W]"
@@ -76,9 +70,7 @@ class SpikingNet(SpikingModule):
                 f"{type(self).__name__} has step_mode={self.step_mode!r} and needs an input {expected}, "
                 f"got shape {list(x.shape)}"
             )
-        for segment in self.segments().values():
-            x = segment(x)
-        return self.classify(x)
+        return self.classify(self.encode(x))
 
     def initialise(self, step_mode: str) -> None:
         """Draw the initial weights as torchvision does, and set the step mode."""

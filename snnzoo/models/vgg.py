@@ -8,10 +8,8 @@ and a quarter of the neurons remains. With `pool_first=False` it pools the spike
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -81,44 +79,27 @@ class VGG(SpikingNet):
         self.readout = nn.Identity()
         self.initialise(step_mode)
 
-    def segments(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return the layers up to each neuron, named by their `Activation`."""
-        segments: dict[str, Callable[[Tensor], Tensor]] = {}
+    def encode(self, x: Tensor) -> Tensor:
+        """From the image to the last neuron's output."""
         for unit in self._units():
             (place,) = (i for i in unit if isinstance(self.features[i], Activation))
             order = [*(i for i in unit if i != place), place] if self.pool_first else unit
-            segments[f"features.{place}"] = partial(self._run, [self.features[i] for i in order])
-        return {**segments, "classifier.1": self._first_hidden, "classifier.4": self._second_hidden}
+            x = self._run([self.features[i] for i in order], x)
+        x = self.stateless(x, self.avgpool).flatten(-3)
+        return self._run(self.classifier[:5], x)
 
     def classify(self, x: Tensor) -> Tensor:
         return self.stateless(self.readout(self.classifier[5](x)), self.classifier[6])
-
-    def channels_of(self, site: str) -> int:
-        """Return the channels of the neuron called `site`: those of the layer before it."""
-        stage, place, _ = site.split(".")
-        before: Any = self.get_submodule(f"{stage}.{int(place) - 1}")
-        return before.weight.shape[0]
-
-    def pools_of_spikes(self) -> list[str]:
-        behind_first = [i for unit in self._units()[1:] for i in unit]
-        return [f"features.{i}" for i in behind_first if isinstance(self.features[i], nn.MaxPool2d)]
 
     def _units(self) -> list[range]:
         """Places in `features` of each convolution and what belongs to it: a BN, the neuron, a pool."""
         starts = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
         return [range(*ends) for ends in pairwise([*starts, len(self.features)])]
 
-    def _run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    def _run(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         for layer in layers:
             x = layer(x) if isinstance(layer, (StepModule, Activation)) else self.stateless(x, layer)
         return x
-
-    def _first_hidden(self, x: Tensor) -> Tensor:
-        x = self.stateless(x, self.avgpool).flatten(-3)
-        return self._run([self.classifier[0], self.classifier[1]], x)
-
-    def _second_hidden(self, x: Tensor) -> Tensor:
-        return self._run([self.classifier[i] for i in (2, 3, 4)], x)
 
     def initialise(self, step_mode: str) -> None:
         """Draw the initial weights as torchvision does, and set the step mode."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,9 @@ from snnzoo.errors import CheckpointError, SnnzooError
 from snnzoo.models.factory import ann_shapes
 from snnzoo.recognition.identification import Architecture, architecture
 from snnzoo.recognition.reading import read_layout
+
+THRESHOLD = ".v_threshold"
+NEURON_PARAMETERS = ("v_threshold", "bias", "offset")  # of converted networks; the last one in the first format
 
 
 def inspect_checkpoint(path: Path, layout: str | None = None) -> dict[str, Any]:
@@ -78,20 +80,19 @@ def _is_plain(value: Any) -> bool:
 
 def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The layout, the model and how well they fit."""
-    ours = metadata.get("format", "").startswith("snnzoo/")
     report: dict[str, Any] = dict.fromkeys(("model", "missing", "unexpected", "mismatched"))
-    if ours and layout is None:
-        layout = "spikingjelly"  # torchvision's names and neurons' parameters
+    if layout is None and metadata.get("format", "").startswith("snnzoo/"):
+        return {**report, **_reading_of_ours(content, metadata)}
     try:
         found = read_layout(content, str(path), layout, path)
     except CheckpointError as error:
         return {"layout": {"error": str(error).removeprefix(f"{path}: ")}, **report, "neuron_parameters": []}
     report["layout"] = {
-        "name": "snnzoo" if ours else found.layout.name,
+        "name": found.layout.name,
         "confidence": found.confidence,
-        "summary": f"layout snnzoo (sure: all {found.total} keys are its own)" if ours else found.summary,
+        "summary": found.summary,
         "wrapping": list(found.wrapping),
-        "notes": [] if ours else list(found.notes),
+        "notes": list(found.notes),
     }
     report["neuron_parameters"] = [key for key in found.state_dict if is_neuron_key(key)]
     try:
@@ -99,8 +100,6 @@ def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str
         report["model"] = _describe_model(guess)
         if found.layout.is_sew and guess.name is not None:
             report["model"]["name"] = f"sew_{guess.name}"
-        if ours:
-            report["model"]["head"] = _recorded_head(metadata)  # no need to infer it
         if guess.name is not None:
             net = ann_shapes(guess.name, **guess.kwargs)
             keys = compare(net.state_dict(), found.state_dict)
@@ -110,11 +109,17 @@ def _reading(content: Any, layout: str | None, path: Path, metadata: Mapping[str
     return report
 
 
-def _recorded_head(metadata: Mapping[str, str]) -> Any:
-    try:
-        return json.loads(metadata["model_kwargs"]).get("head")
-    except (KeyError, ValueError, AttributeError, RecursionError):
-        return "not in the metadata, which is damaged"
+def _reading_of_ours(content: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Of a converted network: whatever it is of, its metadata names it, and its neurons have thresholds."""
+    sites = [key.removesuffix(THRESHOLD) for key in content if key.endswith(THRESHOLD)]
+    neurons = [
+        key for key in content if key.rpartition(".")[0] in set(sites) and key.rpartition(".")[2] in NEURON_PARAMETERS
+    ]
+    summary = f"layout snnzoo (sure: all {len(content)} keys are its own)"
+    layout = {"name": "snnzoo", "confidence": 1.0, "summary": summary, "wrapping": [], "notes": []}
+    guess = architecture({key: value for key, value in content.items() if key not in set(neurons)})
+    model = _describe_model(guess) if guess.name == metadata.get("model") else {"name": metadata.get("model")}
+    return {"layout": layout, "model": model, "missing": [], "unexpected": [], "neuron_parameters": neurons}
 
 
 def _describe_model(guess: Architecture) -> dict[str, Any]:

@@ -180,19 +180,21 @@ def _draw_accuracy(axes: Any, measured: Sequence[Measured], roles: Roles) -> Non
         label = f"{one.label}: {one.coding}" if len(measured) > 1 else "spiking network"
         by_time.plot([row.time_steps for row in rows], top1s, label=label, **line)
         by_energy.plot([row.energy_uj for row in rows], top1s, **line)
-        by_energy.plot(ann["energy_uj"], 100 * ann["top1"], "*", color=roles["ink"], markersize=11, zorder=3)
+        if ann:
+            by_energy.plot(ann["energy_uj"], 100 * ann["top1"], "*", color=roles["ink"], markersize=11, zorder=3)
         if len(measured) == 1:
             for row, percent in zip(rows, top1s, strict=True):
                 by_time.annotate(f"{percent:.2f}", (row.time_steps, percent), **_BELOW)
                 by_energy.annotate(f"T={row.time_steps}", (row.energy_uj, percent), **_BELOW)
-    for top1 in dict.fromkeys(round(100 * one.evaluation.ann["top1"], 6) for one in measured):
+    anns = [one.evaluation.ann for one in measured if one.evaluation.ann]
+    for top1 in dict.fromkeys(round(100 * ann["top1"], 6) for ann in anns):
         name = f"ANN, {top1:.2f} %"
         by_time.axhline(top1, color=roles["ink"], linestyle="--", linewidth=1.2, label=name)
     by_time.set(title="Accuracy after T steps", xlabel="time steps T", ylabel="top-1 %", xscale="log")
     by_time.set_xticks(steps, [str(t) for t in steps])
     by_time.minorticks_off()
     by_energy.set(
-        title="Accuracy for energy (a point: one T; star: ANN)",
+        title=f"Accuracy for energy (a point: one T{'; star: ANN' if anns else ''})",
         xlabel="energy per image, µJ (45 nm estimate)",
         xscale="log",
     )

@@ -95,20 +95,24 @@ def _figure(draw: Callable[[Roles], Figure], label: str, kind: str = "") -> str:
 
 def _tiles(one: Measured) -> str:
     evaluation, last = one.evaluation, one.evaluation.results[-1]
-    gap = 100 * (evaluation.ann["top1"] - last.top1)
-    tiles = [
-        (f"{100 * last.top1:.2f} %", f"SNN top-1, T={last.time_steps}"),
-        (f"{100 * evaluation.ann['top1']:.2f} %", "ANN top-1"),
-        (f"{gap:+.2f}", "gap, points"),
-        (f"{100 * (last.agreement or 0.0):.2f} %", "agreement with the ANN"),
-        (f"{last.energy_uj / evaluation.ann['energy_uj']:.2f} &times;", "energy of the ANN (estimate)"),
-        (f"{evaluation.images:,}", "images"),
-    ]
+    tiles = [(f"{100 * last.top1:.2f} %", f"SNN top-1, T={last.time_steps}")]
+    if evaluation.ann:
+        tiles += [
+            (f"{100 * evaluation.ann['top1']:.2f} %", "ANN top-1"),
+            (f"{100 * (evaluation.ann['top1'] - last.top1):+.2f}", "gap, points"),
+            (f"{_percent(last.agreement)} %", "agreement with the ANN"),
+            (f"{last.energy_uj / evaluation.ann['energy_uj']:.2f} &times;", "energy of the ANN (estimate)"),
+        ]
+    tiles.append((f"{evaluation.images:,}", "images"))
     return (
         '<div class="tiles">'
         + "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in tiles)
         + "</div>"
     )
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.2f}"
 
 
 def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
@@ -122,18 +126,19 @@ def _results(measured: Sequence[Measured]) -> str:
     for one in measured:
         ann = one.evaluation.ann
         name = [one.label] if len(measured) > 1 else []
-        macs = f"{ann['multiply_accumulates'] / 1e6:.1f} MAC"
-        tops = (f"{100 * ann['top1']:.2f}", f"{100 * ann['top5']:.2f}")
-        rows.append([*name, "ANN", *tops, "", "", "", macs, f"{ann['energy_uj']:.2f}", ""])
-        for row in one.evaluation.results:
+        if ann:
+            macs = f"{ann['multiply_accumulates'] / 1e6:.1f} MAC"
+            tops = (_percent(ann["top1"]), _percent(ann["top5"]))
+            rows.append([*name, "ANN", *tops, "", "", "", macs, f"{ann['energy_uj']:.2f}", ""])
+        for i, row in enumerate(one.evaluation.results):
             rows.append(
                 [
-                    *([""] if name else []),
+                    *(["" if ann or i else one.label] if name else []),
                     str(row.time_steps),
-                    f"{100 * row.top1:.2f}",
-                    f"{100 * row.top5:.2f}",
-                    f"{100 * (ann['top1'] - row.top1):+.2f}",
-                    f"{100 * (row.agreement or 0.0):.2f}",
+                    _percent(row.top1),
+                    _percent(row.top5),
+                    f"{100 * (ann['top1'] - row.top1):+.2f}" if ann else "",
+                    _percent(row.agreement),
                     f"{row.events_per_neuron_step:.3f}",
                     f"{row.synaptic_operations / 1e6:.1f} SOP",
                     f"{row.energy_uj:.2f}",

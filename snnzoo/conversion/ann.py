@@ -1,0 +1,95 @@
+"""The ANN to convert: a user's module, captured as a graph with its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo.conversion.inputs import ann_input
+from snnzoo.data.preprocess import PRESETS
+from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.graph.capture import capture, plain
+from snnzoo.graph.graph import Graph
+from snnzoo.graph.network import Ann
+from snnzoo.graph.rewrites import pool_before_activations
+from snnzoo.graph.trained import with_relu
+from snnzoo.models.base import SpikingNet
+from snnzoo.models.factory import check_convertible
+from snnzoo.models.registry import MODELS
+
+SIZES = (224, 32)  # pixels that a network is tried with where neither images nor the zoo tell
+
+
+def capture_ann(module: nn.Module, images: Tensor | None = None, model: str | None = None) -> Ann:
+    """Return a user's network as the ANN of a graph, on its device, single precision or better.
+
+    Args:
+        module: as `convert` takes it.
+        images: samples of the right shape, `[N, C, H, W]` or `[N, T, C, H, W]`; if None, a network is tried with usual
+            sizes.
+        model: its name in files; the class's if None.
+
+    Raises:
+        SnnzooError: naming the operation and its module, if the network cannot be converted.
+        UsageError: for images of a wrong shape, or a network that is only trained as it is.
+    """
+    module = plain(module)
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"expected a network to convert, got a {type(module).__name__}: snnzoo.load_ann makes one of a state dict"
+        )
+    name = model or str(getattr(module, "model_name", type(module).__name__))
+    if isinstance(module, SpikingNet):
+        if name in MODELS:
+            check_convertible(name, with_images=True)
+        module = with_relu(module)
+    if images is not None:
+        _check_images(module, images, name)
+        example = ann_input(images[:2])
+        graph, shape = capture(module, example), list(example.shape[1:])
+    else:
+        graph, shape = _captured_blind(module)
+    graph = pool_before_activations(graph)
+    if isinstance(module, SpikingNet) and isinstance(getattr(module, "fc", None), nn.Sequential):
+        head = next(node for node in graph if node.path.split(".")[0] == "fc")  # a classifier of several layers
+        graph = dataclasses.replace(graph, readout=head.inputs[0])
+    if not graph.neurons:
+        raise SnnzooError(f"{name} has no activations: there is nothing that neurons could stand for")
+    tensors = {key: value.detach() for key, value in module.state_dict().items()}
+    half = {torch.float16, torch.bfloat16}
+    tensors = {key: value.float() if value.dtype in half else value.clone() for key, value in tensors.items()}
+    return Ann(graph, tensors, name, shape).eval()
+
+
+def _captured_blind(module: nn.Module) -> tuple[Graph, list[int]]:
+    """Captured without images, at the first size that it takes."""
+    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    shape = next(iter(module.parameters())).shape
+    if conv is None and len(shape) == 2:
+        return capture(module, torch.zeros(1, shape[1])), [shape[1]]
+    channels = conv.in_channels if conv is not None else 3
+    failure: SnnzooError | None = None
+    spec = MODELS.get(getattr(module, "model_name", ""))
+    own = () if spec is None else (PRESETS[spec.preprocess].crop,)
+    for size in (*own, *SIZES):
+        try:
+            return capture(module, torch.zeros(1, channels, size, size)), [channels, size, size]
+        except SnnzooError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _check_images(module: nn.Module, images: Tensor, name: str) -> None:
+    if not images.is_floating_point():
+        raise UsageError(
+            f"calibration images are {str(images.dtype).removeprefix('torch.')}: give what the network takes, "
+            "preprocessed, as float32"
+        )
+    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if conv is not None and images.ndim >= 4 and images.shape[-3] != conv.in_channels:
+        raise UsageError(f"calibration images have {images.shape[-3]} channels, but {name} takes {conv.in_channels}")
+    if not bool(images.isfinite().all()):
+        raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")

@@ -1,0 +1,106 @@
+"""A neuron of a folded network: the residual, and all constants before it, are added by its operator."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnzoo import ops
+from snnzoo.codings import RELU
+from snnzoo.threshold_node import ThresholdNode
+
+
+class FoldedNeuron(nn.Module):
+    """A neuron with the biases of everything before it, folded into one; `step_mode="m"`.
+
+    Its state goes on from call to call until `reset`, as that of any neuron, unless `keeps_state` is set to False.
+    Its parameters are float32 or better, whatever the dtype of the network.
+
+    Args:
+        node: the neuron as it is in the unfolded network. Not changed.
+        bias: what folded layers before it would have added, `[C]`.
+        in_place: whether its output may take the place of its input in memory.
+    """
+
+    v_threshold: float | Tensor
+    bias: float | Tensor
+    keeps_state = True
+    sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
+
+    def __init__(self, node: ThresholdNode, bias: Tensor, in_place: bool = False) -> None:
+        super().__init__()
+        node = copy.deepcopy(node).double().requires_grad_(False)
+        self.coding, self.in_place = _detached(node.coding), in_place
+        arguments = node.arguments()
+        self.scaled = arguments.get("scaled", False)
+        self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
+        self._keep("v_threshold", arguments["v_threshold"])
+        self._keep("bias", arguments.get("bias", 0.0) + bias)
+        self.reset()
+
+    def _keep(self, name: str, value: float | Tensor) -> None:
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value.detach().clone())
+        else:
+            setattr(self, name, value)
+
+    def reset(self) -> None:
+        """Forget the state: the next step is t = 0."""
+        self.state: tuple[Tensor, ...] | None = None
+        self.t = self.steps = 0
+
+    def forward(self, x_seq: Tensor, residual: Tensor | None = None, output: str = "sequence") -> Tensor:
+        """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`."""
+        result = ops.multi_step_neuron(
+            x_seq,
+            self.coding,
+            v_threshold=self.v_threshold,
+            bias=self.bias,
+            residual=residual,
+            state=self.state,
+            t=self.t,
+            output=output,
+            activation=self.activation,
+            absolute=self.absolute,
+            scaled=self.scaled,
+            keep_state=self.keeps_state,
+            out_dtype=torch.int8 if self.sends_counts and output == "sequence" else None,
+            out=x_seq if self._may_overwrite(x_seq, output) else None,
+        )
+        self.state = result.state or None
+        self.steps = len(x_seq)
+        self.t += self.steps
+        outputs = result.total if output == "sum" else result.sequence
+        assert outputs is not None
+        return outputs
+
+    def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
+        static = len(x_seq) > 1 and x_seq.stride(0) == 0
+        return self.in_place and output == "sequence" and not self.sends_counts and not static
+
+    def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
+        """Return what a unit of its spikes is worth at step t."""
+        return self.v_threshold * self.coding.spike_value(t, dtype) if self.scaled else 1.0
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """Scale what belongs to the steps last run, `[T * N, ...]`, from units of t = 0 to their own, in place."""
+        first = self.coding.spike_value(0, x.dtype)
+        for t, step in zip(range(self.t - self.steps, self.t), x.chunk(self.steps), strict=True):
+            share = self.coding.spike_value(t, x.dtype) / first
+            if share != 1:
+                step.mul_(share)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.coding}"
+
+
+def _detached(coding: Any) -> Any:
+    """The coding with a learned time constant as a plain number."""
+    if isinstance(getattr(coding, "reciprocal_tau", None), Tensor):
+        return dataclasses.replace(coding, reciprocal_tau=coding.reciprocal_tau.item())
+    return coding
