@@ -12,6 +12,7 @@ from snnzoo import codings, prepare_for_inference
 from snnzoo.converted_node import ConvertedNode
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.evaluator import evaluate
+from snnzoo.inference import integer
 from snnzoo.inference.integer import PIECES, IntegerConv2d, Source, SpikeValues
 from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.neuron import IFNode
@@ -179,3 +180,26 @@ def test_the_largest_unit_is_what_the_coding_sends():
     assert codings.Differential(levels=7).largest_unit == 64
     assert codings.IF().largest_unit == codings.Signed().largest_unit == 1
     assert not codings.IF().signed
+
+
+def test_operators_that_are_not_as_known_are_not_used(monkeypatch):
+    assert integer.unavailable() is None
+    net = converted("resnet20")
+    for changed, message in (
+        ((("qconv2d_pointwise", "default", "qx somewhat else"),), "no operator onednn::qconv2d_pointwise as known"),
+        ((("not_there", "default", "x"),), "no operator onednn::not_there"),
+    ):
+        integer.unavailable.cache_clear()
+        monkeypatch.setattr(integer, "_OPERATORS", changed)
+        with pytest.raises(UsageError, match=message):
+            prepare_for_inference(net, dtype=torch.int8)
+    monkeypatch.undo()
+    integer.unavailable.cache_clear()
+
+
+def test_convolutions_that_compute_something_else_are_not_used(monkeypatch):
+    integer.unavailable.cache_clear()
+    monkeypatch.setattr(IntegerConv2d, "forward", lambda self, x: torch.zeros(2, 8, 5, 5))
+    assert "8-bit convolutions are wrong" in str(integer.unavailable())
+    monkeypatch.undo()
+    integer.unavailable.cache_clear()

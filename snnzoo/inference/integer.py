@@ -6,6 +6,7 @@ Spikes are small whole numbers as they are, so nothing is lost of them: only wei
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnzoo.codings import Delta
+from snnzoo.converted_node import ConvertedNode
 from snnzoo.errors import UsageError
 from snnzoo.graph.graph import Node
 from snnzoo.graph.operations import INPUT
@@ -21,6 +24,24 @@ from snnzoo.inference.neuron import FoldedNeuron
 
 PIECES = {torch.int8: 1, torch.int16: 2}  # of 8 bits
 MOST_UNITS = 64  # of a spike: pairs of products are added up in 16 bits where a CPU lacks VNNI
+
+
+_OPERATORS = (  # name, overload, and the arguments by their names
+    ("qconv_prepack", "default", "weight w_scales x_scale x_zp stride padding dilation groups x_shape"),
+    (
+        "qconv2d_pointwise",
+        "default",
+        "qx x_scale x_zero_point qw w_scale w_zero_point bias stride padding dilation groups output_scale "
+        "output_zero_point output_dtype attr scalars algorithm",
+    ),
+    (
+        "qconv2d_pointwise",
+        "binary",
+        "qx x_scale x_zero_point qw w_scale w_zero_point qaccum bias stride padding dilation groups output_scale "
+        "output_zero_point output_dtype accum_scale accum_zero_point binary_attr alpha unary_attr unary_scalars "
+        "unary_algorithm",
+    ),
+)
 
 
 class Source:
@@ -125,6 +146,35 @@ class SpikeValues(nn.Module):
         return source.shrink(values)
 
 
+@functools.cache
+def unavailable() -> str | None:
+    """Return why convolutions with integer weights cannot run here, None if they can.
+
+    Their operators are PyTorch's own and private: they are used as known here, and right on a small convolution.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "they need an x86-64 CPU"
+    for name, overload, known in _OPERATORS:
+        operator = getattr(getattr(torch.ops.onednn, name, None), overload, None)
+        if operator is None or [argument.name for argument in operator._schema.arguments] != known.split():
+            return f"this PyTorch ({torch.__version__}) has no operator onednn::{name} as known here"
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(-3, 4, (2, 4, 5, 5), generator=generator).to(torch.int8)
+    source = FoldedNeuron(ConvertedNode(Delta(3, 1.0)), torch.zeros(()))
+    source.t = source.steps = 1
+    for pieces in PIECES.values():
+        conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        top = 127 * sum(256**i for i in range(pieces))
+        weight = torch.randint(-top, top + 1, conv.weight.shape, generator=generator)
+        weight[:, 0, 0, 0] = top  # so that a unit of the rounded weights is 1
+        conv.weight = nn.Parameter(weight.float(), requires_grad=False)
+        with torch.no_grad():
+            found, expected = IntegerConv2d(conv, Source([source]), pieces)(counts), conv(counts.float())
+        if not torch.allclose(found, expected, rtol=1e-5, atol=1e-3):
+            return f"this PyTorch's ({torch.__version__}) 8-bit convolutions are wrong on this CPU"
+    return None
+
+
 def round_weights(network: FoldedNetwork, dtype: torch.dtype) -> None:
     """Give every convolution that sees spikes integer weights, in place: those fed by neurons, also joined ones.
 
@@ -136,8 +186,9 @@ def round_weights(network: FoldedNetwork, dtype: torch.dtype) -> None:
         UsageError: for a network without such convolutions, spikes that are too large, or a PyTorch that cannot.
     """
     name = str(dtype).removeprefix("torch.")
-    if not hasattr(torch.ops.onednn, "qconv2d_pointwise") or platform.machine() not in ("x86_64", "AMD64"):
-        raise UsageError(f"{name} weights need PyTorch with oneDNN on an x86-64 CPU: use float32")
+    reason = unavailable()
+    if reason is not None:
+        raise UsageError(f"{name} weights: {reason}: use float32")
     sources = _sources_of_counts(network)
     if not sources:
         raise UsageError(f"{name} weights: no convolution of the network sees spikes: use float32")
