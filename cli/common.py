@@ -35,6 +35,15 @@ def _complete_model(incomplete: str) -> list[str]:
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model of `snnzoo list`.", autocompletion=_complete_model)
 ]
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model of `snnzoo list`; torchvision:NAME, timm:NAME or hf:USER/REPO, built and fetched by that library; "
+        "or FILE.py:FUNCTION, which runs your own code: yours to trust.",
+        autocompletion=_complete_model,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16; on a CPU also int8, int16: weights.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]

@@ -14,14 +14,13 @@ from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.data.folders import class_names, is_frames, list_samples
 from snnzoo.data.preprocess import MAX_PIXELS, override, preset
 from snnzoo.errors import UsageError
-from snnzoo.models.factory import check_convertible
-from snnzoo.recognition.ann import AnnSource
+from snnzoo.recognition.ann import ann_source
 
 FEW_IMAGES = 64  # fewer than these are too few to choose steps and levels on
 
 
 def convert(
-    model: common.ModelArgument,
+    model: common.NetworkArgument,
     weights: Annotated[
         str | None, typer.Option(metavar="NAME", help="Weights of `snnzoo list`; the default if none.")
     ] = None,
@@ -87,21 +86,23 @@ def convert(
     \b
     Examples:
       snnzoo convert resnet18 --weights digits
-      snnzoo convert resnet18 --calib-data imagenet/train -o resnet18-snn.safetensors
       snnzoo convert resnet20 --checkpoint resnet20.th --calib-data cifar10/train --recipe rate -T 64
+      snnzoo convert timm:resnet50d.a1_in1k --calib-data imagenet/train
+      snnzoo convert mynet.py:make_net --checkpoint mine.pth --preprocess cifar10 --calib-data DIR
     """
     if time_steps is not None and not 1 <= time_steps <= MAX_TIME_STEPS:
         raise UsageError(f"--time-steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
-    origin = AnnSource.of(model, weights, checkpoint, num_classes, layout, manifest_file=manifest_file)
-    output = output or Path(f"{origin.model}-snn.safetensors")
+    origin = ann_source(model, weights, checkpoint, num_classes, layout, manifest_file=manifest_file)
+    output = output or Path(f"{origin.stem}-snn.safetensors")
     calib_data = calib_data or origin.calibration_source
     frames = calib_data not in (None, "digits") and is_frames(list_samples(Path(str(calib_data)))[0])
-    check_convertible(origin.model, with_images=calib_data is not None)
+    origin.check_convertible(with_images=calib_data is not None)
     if frames and any(option is not None for option in (preprocess, input_size, mean, std)):
         raise UsageError("--preprocess, --input-size, --mean and --std are for images, frames are taken as is")
-    base = preset(preprocess) if preprocess else origin.preprocess
-    asked = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
-    settings = None if frames else asked
+    settings = None
+    if not frames:
+        base = preset(preprocess) if preprocess else origin.preprocess
+        settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     options = {name: value for name, value in given.items() if value is not None}
     automatic = recipe is None and time_steps is None and not options
@@ -117,12 +118,11 @@ def convert(
     chosen = make_recipe(recipe or "delta", **options)
     notes: list[str] = []
     with common.progress_bars(quiet) as progress:
-        ann = origin.load(progress, notes.append).to(common.torch_device(device))
+        module = origin.load(progress, notes.append).to(common.torch_device(device))
         images = None
         if calib_data is not None:
-            images = calibration_images(
-                calib_data, None if frames else settings, calib_samples, seed, max_pixels, progress
-            )
+            images = calibration_images(calib_data, settings, calib_samples, seed, max_pixels, progress)
+        ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
         choice = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
             tolerance = TOLERANCE if tolerance is None else tolerance

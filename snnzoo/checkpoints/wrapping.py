@@ -55,6 +55,14 @@ def unwrap(content: Any, source: str) -> Unwrapped:
     Raises:
         CheckpointError: if there is none in it, or several that nothing tells apart.
     """
+    opened = opened_dicts(content, source)
+    wrapping, notes = list(opened.wrapping), list(opened.notes)
+    state_dict = _one_network(opened.state_dict, source, wrapping, notes)
+    return Unwrapped(state_dict, tuple(wrapping), tuple(notes), opened.extra)
+
+
+def opened_dicts(content: Any, source: str) -> Unwrapped:
+    """Return the state dict inside a loaded checkpoint, its keys as they are; arguments and errors as `unwrap`."""
     wrapping: list[str] = []
     notes: list[str] = []
     extra: dict[str, Any] = {}
@@ -69,8 +77,7 @@ def unwrap(content: Any, source: str) -> Unwrapped:
         wrapping.append(key)
         extra.update({str(key): value for key, value in content.items() if not isinstance(value, (Mapping, Tensor))})
         content = content[key]
-    tensors = put_together(_tensors(content, source, notes, extra), notes)
-    state_dict = _one_network(tensors, source, wrapping, notes)
+    state_dict = put_together(_tensors(content, source, notes, extra), notes)
     return Unwrapped(state_dict, tuple(wrapping), tuple(notes), extra)
 
 

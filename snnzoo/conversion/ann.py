@@ -22,7 +22,9 @@ from snnzoo.models.registry import MODELS
 SIZES = (224, 32)  # pixels that a network is tried with where neither images nor the zoo tell
 
 
-def capture_ann(module: nn.Module, images: Tensor | None = None, model: str | None = None) -> Ann:
+def capture_ann(
+    module: nn.Module, images: Tensor | None = None, model: str | None = None, size: int | None = None
+) -> Ann:
     """Return a user's network as the ANN of a graph, on its device, single precision or better.
 
     Args:
@@ -30,6 +32,7 @@ def capture_ann(module: nn.Module, images: Tensor | None = None, model: str | No
         images: samples of the right shape, `[N, C, H, W]` or `[N, T, C, H, W]`; if None, a network is tried with usual
             sizes.
         model: its name in files; the class's if None.
+        size: pixels of its images, where none are given and it is known.
 
     Raises:
         SnnzooError: naming the operation and its module, if the network cannot be converted.
@@ -50,7 +53,7 @@ def capture_ann(module: nn.Module, images: Tensor | None = None, model: str | No
         example = ann_input(images[:2])
         graph, shape = capture(module, example), list(example.shape[1:])
     else:
-        graph, shape = _captured_blind(module)
+        graph, shape = _captured_blind(module, size)
     graph = pool_before_activations(graph)
     if isinstance(module, SpikingNet) and isinstance(getattr(module, "fc", None), nn.Sequential):
         head = next(node for node in graph if node.path.split(".")[0] == "fc")  # a classifier of several layers
@@ -63,8 +66,8 @@ def capture_ann(module: nn.Module, images: Tensor | None = None, model: str | No
     return Ann(graph, tensors, name, shape).eval()
 
 
-def _captured_blind(module: nn.Module) -> tuple[Graph, list[int]]:
-    """Captured without images, at the first size that it takes."""
+def _captured_blind(module: nn.Module, given: int | None) -> tuple[Graph, list[int]]:
+    """Captured without images, at the size that is given, or else the first that it takes."""
     conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     shape = next(iter(module.parameters())).shape
     if conv is None and len(shape) == 2:
@@ -73,7 +76,7 @@ def _captured_blind(module: nn.Module) -> tuple[Graph, list[int]]:
     failure: SnnzooError | None = None
     spec = MODELS.get(getattr(module, "model_name", ""))
     own = () if spec is None else (PRESETS[spec.preprocess].crop,)
-    for size in (*own, *SIZES):
+    for size in (*own, *SIZES) if given is None else (given,):
         try:
             return capture(module, torch.zeros(1, channels, size, size)), [channels, size, size]
         except SnnzooError as error:

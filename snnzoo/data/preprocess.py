@@ -86,12 +86,23 @@ def preset(name: str) -> Preprocess:
 
 
 def override(
-    base: Preprocess,
+    base: Preprocess | None,
     input_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Preprocess:
-    """Return `base` with what the user gave: `input_size` sets crop, and resize in the same proportion."""
+    """Return `base` with what the user gave: `input_size` sets crop, and resize in the same proportion.
+
+    Raises:
+        UsageError: for values out of range, or where something is missing and there is no `base`.
+    """
+    if base is None:
+        if input_size is None or mean is None or std is None:
+            raise UsageError(
+                "how the network's images are prepared is not known: give --preprocess NAME (imagenet, cifar10, ...), "
+                "or --input-size N, --mean A,B,C and --std A,B,C"
+            )
+        base = Preprocess(1, 1, (0.0,), (1.0,))  # all of it is replaced
     if input_size is not None:
         if input_size < 1:
             raise UsageError(f"--input-size must be at least 1 pixel, got {input_size}")

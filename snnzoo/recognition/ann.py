@@ -1,4 +1,4 @@
-"""The ANN of any weights: an entry of the manifest, or a user's own checkpoint in whatever layout."""
+"""The ANN of any weights: an entry of the manifest, a user's own checkpoint in whatever layout, another library's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from snnzoo.errors import CheckpointError, UsageError, first_few
 from snnzoo.models.factory import build_ann, check_convertible, weights_of
 from snnzoo.models.registry import list_weights, model_spec, split_tag
 from snnzoo.progress import Progress
+from snnzoo.recognition.libraries import network_named
+from snnzoo.recognition.named import NamedSource
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from snnzoo.models.base import SpikingNet
     from snnzoo.models.heads import Description
@@ -34,14 +36,18 @@ def load_ann(
     manifest_file: Path | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
-) -> SpikingNet:
+) -> nn.Module:
     """Return the ANN of a model with its weights: single-step, in eval mode, a ReLU for each neuron.
 
     Args:
-        model: a model, or `model.weights` such as `"resnet18.digits"`.
+        model: a model, or `model.weights` such as `"resnet18.digits"`; or a network that another library builds,
+            `"torchvision:NAME[.WEIGHTS]"`, `"timm:NAME[.TAG]"` or `"hf:USER/REPO"`, with pretrained weights through
+            that library's own download; or `"FILE.py:FUNCTION"`, which runs your own code: yours to trust.
         weights: a weights name of the manifest, or a torchvision `Weights` member; the default if None.
-        checkpoint: a file of yours, instead; its key layout and classifier are recognised by names and shapes.
-        num_classes: what the checkpoint is expected to have; read off its shapes if None.
+        checkpoint: a file of yours, instead; its key layout and classifier are recognised by names and shapes. For
+            a network that is not of the zoo, its keys must be those of the network.
+        num_classes: what the checkpoint is expected to have; read off its shapes if None. A function of yours is
+            given it as `num_classes`.
         layout: key layout of the checkpoint, instead of detecting it.
         head: description of the checkpoint's classifier (`models.heads`), instead of inferring it.
         manifest_file: more weights, in YAML.
@@ -51,12 +57,38 @@ def load_ann(
     Raises:
         UsageError: for an unknown model, weights or layout, and for what does not go together.
         CheckpointError: if the weights cannot be read, or do not fit the model.
+        SnnzooError: if weights cannot be fetched, or code of yours fails.
 
     Example:
         >>> ann = snnzoo.load_ann("resnet20", checkpoint="resnet20.th")
+        >>> ann = snnzoo.load_ann("timm:resnet50d.a1_in1k")
     """
     file = None if checkpoint is None else Path(checkpoint)
-    return AnnSource.of(model, weights, file, num_classes, layout, head, manifest_file).load(progress, notify)
+    return ann_source(model, weights, file, num_classes, layout, head, manifest_file).load(progress, notify)
+
+
+def ann_source(
+    name: str,
+    weights: str | Enum | None = None,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    layout: str | None = None,
+    head: Description | None = None,
+    manifest_file: Path | None = None,
+) -> AnnSource | NamedSource:
+    """Return where an ANN's weights come from, after a check of what the arguments of `load_ann` say.
+
+    Raises:
+        UsageError: as `load_ann`.
+    """
+    network = network_named(name, weights.name if isinstance(weights, Enum) else weights)
+    if network is None:
+        return AnnSource.of(name, weights, checkpoint, num_classes, layout, head, manifest_file)
+    for option, value in (("--layout", layout), ("head", head), ("--manifest", manifest_file)):
+        if value is not None:
+            raise UsageError(f"{option} is for models of the zoo, not for {name}")
+    _check_there(checkpoint)
+    return NamedSource(network.name, network, checkpoint, num_classes)
 
 
 @dataclass(frozen=True)
@@ -103,8 +135,7 @@ class AnnSource:
         if checkpoint is not None:
             if tag is not None:
                 raise UsageError(f"give either weights ({tag}) or --checkpoint, not both")
-            if not checkpoint.is_file():
-                raise UsageError(f"--checkpoint {checkpoint}: no such file")
+            _check_there(checkpoint)
             settings = preset(model_spec(model).preprocess)
             return cls(model, str(checkpoint), settings, None, checkpoint, layout, num_classes, head)
         if layout is not None:
@@ -115,6 +146,15 @@ class AnnSource:
         if num_classes not in (None, entry.num_classes):
             raise UsageError(f"weights {entry.tag} have {entry.num_classes} classes: leave --num-classes out")
         return cls(model, entry.tag, entry.preprocess, entry)
+
+    @property
+    def stem(self) -> str:
+        """What files are named by."""
+        return self.model
+
+    def check_convertible(self, with_images: bool) -> None:
+        """As `models.factory.check_convertible`."""
+        check_convertible(self.model, with_images)
 
     @property
     def calibration_source(self) -> str | None:
@@ -191,3 +231,8 @@ class AnnSource:
                 f"{self.title}: has {classes} classes, not {self.num_classes}: give --num-classes {classes}"
             )
         return kwargs if self.num_classes is None else {**kwargs, "num_classes": self.num_classes}
+
+
+def _check_there(checkpoint: Path | None) -> None:
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UsageError(f"--checkpoint {checkpoint}: no such file")
