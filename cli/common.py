@@ -39,8 +39,8 @@ NetworkArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model of `snnzoo list`; torchvision:NAME, timm:NAME or hf:USER/REPO, built and fetched by that library; "
-        "or FILE.py:FUNCTION, which runs your own code: yours to trust.",
+        help="A model of `snnzoo list`; torchvision:NAME, timm:NAME or hf:USER/REPO, built and fetched by that "
+        "library; or FILE.py:FUNCTION, which runs your own code: yours to trust.",
         autocompletion=_complete_model,
     ),
 ]

@@ -139,7 +139,7 @@ def convert(
             calibration_source=calib_data,
             choice=choice,
             preprocess=settings,
-            classes=origin.classes or class_names(calib_data, ann.num_classes),
+            classes=origin.classes(ann.num_classes) or class_names(calib_data, ann.num_classes),
             source=origin.record(),
         )
     conversion.save(net, output, replace=force)

@@ -56,6 +56,7 @@ def logits(net, size=64):
 
 NETWORKS = {
     "torchvision:squeezenet1_1": lambda: torchvision.models.squeezenet1_1(num_classes=7),
+    "torchvision:regnet_y_400mf": lambda: torchvision.models.regnet_y_400mf(num_classes=7),
     "torchvision:mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(num_classes=7),
     "timm:resnet18d": lambda: timm.create_model("resnet18d", num_classes=7),
     "timm:dla34": lambda: timm.create_model("dla34", num_classes=7),
@@ -71,7 +72,7 @@ def test_a_checkpoint_gives_the_librarys_network_with_the_classes_that_it_has(na
     torch.testing.assert_close(logits(ann), logits(theirs), rtol=0, atol=0)
     assert not ann.training
     assert lines == []
-    assert ann_source(name, checkpoint=tmp_path / "mine.pth").classes is None  # they are not the library's
+    assert ann_source(name, checkpoint=tmp_path / "mine.pth").classes(7) is None  # they are not the library's
     with pytest.raises(CheckpointError, match="has 7 classes, not 5"):
         snnzoo.load_ann(name, checkpoint=tmp_path / "mine.pth", num_classes=5)
 
@@ -92,7 +93,8 @@ def test_auxiliary_classifiers_are_built_where_the_checkpoint_has_them(tmp_path)
 def test_preprocessing_and_classes_are_the_librarys():
     densenet = ann_source("torchvision:densenet121.IMAGENET1K_V1")
     assert densenet.preprocess == Preprocess(256, 224, *IMAGENET)
-    assert densenet.classes == torchvision.models.DenseNet121_Weights.IMAGENET1K_V1.meta["categories"]
+    assert densenet.classes(10) is None
+    assert densenet.classes(1000) == torchvision.models.DenseNet121_Weights.IMAGENET1K_V1.meta["categories"]
     assert densenet.stem == "densenet121.IMAGENET1K_V1"
     assert ann_source("torchvision:densenet121", torchvision.models.DenseNet121_Weights.DEFAULT).model == densenet.model
     assert ann_source("timm:resnet50d.a1_in1k").preprocess == Preprocess(235, 224, *IMAGENET, "bicubic")
@@ -174,6 +176,25 @@ def test_a_repository_of_the_hub_is_converted_with_its_own_preprocessing_and_cla
     torch.testing.assert_close(logits(ann), logits(hub), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (
+            transformers.MobileNetV2ImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}),
+            Preprocess(72, 64, (0.5,) * 3, (0.5,) * 3),
+        ),
+        (transformers.ViTImageProcessor(), None),  # squashes images to a square
+        (transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=0.875), None),
+        (transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.5, do_normalize=False),
+         Preprocess(128, 64, (0.0,) * 3, (1.0,) * 3, "bicubic")),
+    ],
+)  # fmt: skip
+def test_preprocessing_that_is_not_ours_is_asked_for(processor, expected, repository):
+    folder, _ = repository
+    processor.save_pretrained(folder)
+    assert ann_source(f"hf:{folder}").preprocess == expected
+
+
 def test_a_folder_stands_for_a_repository_where_there_is_no_network(repository):
     folder, net = repository
     torch.testing.assert_close(logits(snnzoo.load_ann(f"hf:{folder}")), logits(net), rtol=0, atol=1e-6)
@@ -190,8 +211,14 @@ def test_a_checkpoint_of_other_classes_takes_the_repositorys_configuration(hub, 
 # -- A user's own code -------------------------------------------------------------------------------------------------
 
 OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
 from torch import nn
 from parts import activation
+
+@dataclass
+class Settings:
+    channels: int = 8
 
 class Net(nn.Module):
     def __init__(self, num_classes=4):
@@ -293,6 +320,11 @@ def test_what_goes_wrong_in_a_users_own_code_is_said_of_it(own, function, error,
             "unknown library 'keras' in 'keras:resnet50': expected torchvision, timm or hf, or FILE",
         ),
         ("nowhere.py:make_net", {}, "nowhere.py: no such file, expected Python code of yours"),
+        (
+            "torchvision:resnet18",
+            {"weights": torchvision.models.ResNet50_Weights.DEFAULT},
+            "ResNet50_Weights.IMAGENET1K_V2 are weights of resnet50, not of resnet18",
+        ),
         ("mynet.py:make_net", {"weights": "digits"}, "has no weights by name"),
         ("timm:resnet18d", {"layout": "timm"}, "--layout is for models of the zoo"),
         ("timm:resnet18d", {"checkpoint": "nowhere.pth"}, "nowhere.pth: no such file"),
@@ -345,5 +377,9 @@ def test_weights_that_cannot_be_fetched_are_one_line_that_says_what_to_do(run, m
         assert said.startswith(f"Error: cannot load {name}")
         assert advice in said
     assert not list(tmp_path.glob("*.safetensors"))
+    monkeypatch.setenv("SNNZOO_OFFLINE", "1")
+    code, said = run("convert", "torchvision:squeezenet1_1")
+    assert (code, said.count("\n")) == (1, 1)
+    assert "SNNZOO_OFFLINE is set: fetch https://download.pytorch.org" in said
     with pytest.raises(DownloadError, match="--checkpoint FILE"):
         snnzoo.load_ann("timm:resnet18d")

@@ -76,6 +76,11 @@ def is_cached(entry: WeightsEntry) -> bool:
     return cache_path(entry).is_file()
 
 
+def is_offline() -> bool:
+    """Whether SNNZOO_OFFLINE is set, so that nothing may be downloaded."""
+    return os.environ.get("SNNZOO_OFFLINE", "0") not in ("", "0")
+
+
 def fetch(entry: WeightsEntry, progress: Progress | None = None) -> Path:
     """Return the file of a manifest entry: cached, downloaded or made now. Its size and hash are right.
 
@@ -123,7 +128,7 @@ def download(
         DownloadError: if it cannot be fetched, is not the file expected, or SNNZOO_OFFLINE is set.
     """
     by_hand = f"put it at {path} by hand, or use resnet18 --weights digits, which needs no network"
-    if os.environ.get("SNNZOO_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise DownloadError(f"{url} is not in the cache, and SNNZOO_OFFLINE is set: {by_hand}")
     partial = path.with_name(path.name + ".part")
     try:

@@ -115,11 +115,17 @@ def split_tag(name: str, weights: str | Enum | None = None) -> tuple[str, str | 
     """
     model, _, tag = name.partition(".")
     model_spec(model)
-    if isinstance(weights, Enum):
-        owner = type(weights).__name__.removesuffix("_Weights").lower()
-        if owner != model:
-            raise UsageError(f"{type(weights).__name__}.{weights.name} are weights of {owner}, not of {model}")
-        weights = weights.name
+    weights = weights_name(model, weights)
     if tag and weights and tag != weights:
         raise UsageError(f"{name} names weights {tag!r}, but weights {weights!r} were asked for too")
     return model, (weights or tag or None)
+
+
+def weights_name(model: str, weights: str | Enum | None) -> str | None:
+    """Return the name of weights, given by it or as a torchvision `Weights` member; a UsageError if not of `model`."""
+    if not isinstance(weights, Enum):
+        return weights
+    owner = type(weights).__name__.removesuffix("_Weights").lower()
+    if owner != model:
+        raise UsageError(f"{type(weights).__name__}.{weights.name} are weights of {owner}, not of {model}")
+    return weights.name

@@ -81,7 +81,7 @@ def ann_source(
     Raises:
         UsageError: as `load_ann`.
     """
-    network = network_named(name, weights.name if isinstance(weights, Enum) else weights)
+    network = network_named(name, weights)
     if network is None:
         return AnnSource.of(name, weights, checkpoint, num_classes, layout, head, manifest_file)
     for option, value in (("--layout", layout), ("head", head), ("--manifest", manifest_file)):
@@ -161,10 +161,9 @@ class AnnSource:
         """The data that are at hand for these weights: "digits" for those made from them; None for all others."""
         return "digits" if self.entry is not None and self.entry.builder == "digits" else None
 
-    @property
-    def classes(self) -> list[str] | None:
-        """The names of the classes, where the weights are known to be of them."""
-        return [str(digit) for digit in range(10)] if self.calibration_source == "digits" else None
+    def classes(self, num_classes: int) -> list[str] | None:
+        """Return the names of the classes, where the weights are known to be of them."""
+        return [str(digit) for digit in range(num_classes)] if self.calibration_source == "digits" else None
 
     def record(self) -> dict[str, Any]:
         """Return what a converted file says about its weights: name and address, or file name and SHA-256."""

@@ -7,17 +7,24 @@ the first network of it is asked for.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib.util
+import io
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from snnzoo.checkpoints.download import cache_dir, is_offline
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError, UsageError, suggestion
+from snnzoo.models.registry import weights_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +44,10 @@ class Network(Protocol):
     @property
     def stem(self) -> str:
         """What files are named by: without colons and slashes."""
+
+    @property
+    def weights(self) -> str:
+        """Which its pretrained weights are."""
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -82,6 +93,7 @@ class Torchvision:
         self._architecture, self.says_weights = name, tag is not None
         self.stem = name if self._weights is None or tag is None else f"{name}.{self._weights.name}"
         self.name = f"torchvision:{self.stem}"
+        self.weights = self.name if self._weights is None else f"torchvision:{name}.{self._weights.name}"
 
     @cached_property
     def preprocess(self) -> Preprocess | None:
@@ -117,7 +129,10 @@ class Torchvision:
         from torchvision import models
 
         _check_pretrained(self.name, self._weights is not None, num_classes)
-        return models.get_model(self._architecture, weights=self._weights, progress=False)
+        if is_offline() and not (cache_dir() / Path(self._weights.url).name).is_file():
+            raise SnnzooError(f"{self._weights.url} is not in the cache, and SNNZOO_OFFLINE is set: {self.by_hand}")
+        with contextlib.redirect_stderr(io.StringIO()):  # where torch.hub announces each file
+            return models.get_model(self._architecture, weights=self._weights, progress=False)
 
 
 class Timm:
@@ -138,6 +153,7 @@ class Timm:
         self.stem = name if tag is None else f"{name}.{tag}"
         self.name, self.says_weights = f"timm:{self.stem}", tag is not None
         self._config: Any = get_pretrained_cfg(self.stem)
+        self.weights = f"timm:{name}.{tag or self._config.tag}"
 
     @cached_property
     def preprocess(self) -> Preprocess | None:
@@ -179,7 +195,7 @@ class HuggingFace:
 
     def __init__(self, name: str) -> None:
         self.name, self.stem, self.says_weights = f"hf:{name}", Path(name).name, True
-        self._repository = name
+        self._repository, self.weights = name, self.name
 
     @cached_property
     def _config(self) -> Any:
@@ -192,8 +208,8 @@ class HuggingFace:
         from transformers import AutoImageProcessor
 
         its = AutoImageProcessor.from_pretrained(self._repository, trust_remote_code=False)
-        edge, share = dict(its.size).get("shortest_edge"), getattr(its, "crop_pct", None)
-        if not its.do_resize or edge is None or its.resample not in _RESAMPLING:
+        edge, share = dict(getattr(its, "size", None) or {}).get("shortest_edge"), getattr(its, "crop_pct", None)
+        if edge is None or not (its.do_resize and its.do_rescale) or its.resample not in _RESAMPLING:
             return None
         if share is not None and edge < 384:  # ConvNextImageProcessor squashes larger ones
             resize, crop = int(edge / share), edge
@@ -212,13 +228,11 @@ class HuggingFace:
     @property
     def by_hand(self) -> str:
         return (
-            f"fetch config.json, preprocessor_config.json and model.safetensors of https://huggingface.co/{self._repository} "
-            "into a folder where there is a network, and give hf:FOLDER"
+            "fetch config.json, preprocessor_config.json and model.safetensors of "
+            f"https://huggingface.co/{self._repository} into a folder where there is a network, and give hf:FOLDER"
         )
 
     def build(self, num_classes: int | None, keys: Iterable[str]) -> nn.Module:
-        import copy
-
         from transformers import AutoModelForImageClassification
 
         config = copy.deepcopy(self._config)
@@ -247,6 +261,7 @@ class OwnCode:
             raise UsageError(f"{file}: no such file, expected Python code of yours with a function {function}")
         self.file, self.function = file, function
         self.name, self.stem = f"{file.name}:{function}", f"{file.stem}-{function}"
+        self.weights = self.name
 
     def build(self, num_classes: int | None, keys: Iterable[str]) -> nn.Module:
         from torch import nn
@@ -255,10 +270,11 @@ class OwnCode:
         folder = str(self.file.resolve().parent)
         sys.path.insert(0, folder)  # as `python FILE.py` would, for what it imports
         try:
-            spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
+            spec = importlib.util.spec_from_file_location(f"snnzoo_own_code_{self.file.stem}", self.file)
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # where dataclasses look for it
             spec.loader.exec_module(module)
             make = getattr(module, self.function, None)
             if make is None:
@@ -282,12 +298,12 @@ class OwnCode:
         return self.build(num_classes, ())
 
 
-def network_named(name: str, weights: str | None = None) -> Network | None:
+def network_named(name: str, weights: str | Enum | None = None) -> Network | None:
     """Return the network of `torchvision:`, `timm:` or `hf:`, or of FILE.py:FUNCTION; None for a name of the zoo.
 
     Args:
         name: as a user gives it.
-        weights: of the library's, as well as in the name.
+        weights: of the library's, instead of in the name; also a torchvision `Weights` member.
 
     Raises:
         UsageError: if the library is not known or not installed, or has no such network or weights.
@@ -302,15 +318,18 @@ def network_named(name: str, weights: str | None = None) -> Network | None:
         )
     if own is not None or library == "hf":
         if weights is not None:
-            raise UsageError(f"{name} has no weights by name: leave {weights!r} out, or give --checkpoint FILE")
+            raise UsageError(f"{name} has no weights by name: leave {weights} out, or give --checkpoint FILE")
         if own is not None:
             return OwnCode(Path(own[1]), own[2])
     package = {"hf": "transformers"}.get(library, library)
     if importlib.util.find_spec(package) is None:
         raise UsageError(f"{name} needs {package}: pip install {package}")
+    if is_offline():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when timm and transformers are imported
     if library == "hf":
         return HuggingFace(rest)
     architecture, _, tag = rest.partition(".")
+    weights = weights_name(architecture, weights)
     if tag and weights and tag != weights:
         raise UsageError(f"{name} names weights {tag!r}, but weights {weights!r} were asked for too")
     return (Torchvision if library == "torchvision" else Timm)(architecture, tag or weights or None)

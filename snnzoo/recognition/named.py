@@ -49,13 +49,13 @@ class NamedSource:
         with self._library():
             return self.network.preprocess
 
-    @property
-    def classes(self) -> list[str] | None:
-        """The names of the classes, where the weights are known to be of them."""
+    def classes(self, num_classes: int) -> list[str] | None:
+        """Return the names of the classes, where the weights are known to be of them."""
         if self.checkpoint is not None and not self.network.says_weights:
             return None
         with self._library():
-            return self.network.classes
+            names = self.network.classes
+        return names if names is not None and len(names) == num_classes else None
 
     def check_convertible(self, with_images: bool) -> None:
         """Nothing can be told before it is built."""
@@ -63,7 +63,7 @@ class NamedSource:
     def record(self) -> dict[str, Any]:
         """Return what a converted file says about its weights: name, or file name and SHA-256."""
         if self.checkpoint is None:
-            return {"weights": self.model}
+            return {"weights": self.network.weights}
         from snnzoo.checkpoints.files import sha256_of
 
         return {"file": self.checkpoint.name, "sha256": sha256_of(self.checkpoint)}
@@ -88,26 +88,25 @@ class NamedSource:
         return self._with_checkpoint(self.checkpoint, notify or (lambda line: None)).eval()
 
     def _with_checkpoint(self, file: Path, notify: Callable[[str], None]) -> nn.Module:
-        import torch
-
         from snnzoo.checkpoints.files import read_checkpoint
         from snnzoo.checkpoints.layouts import check_fits, compare
         from snnzoo.checkpoints.wrapping import opened_dicts, unwrap
 
         source = str(file)
         opened = opened_dicts(read_checkpoint(file), source)
-        if isinstance(self.network, OwnCode):
-            module = self.network.build(self.num_classes, opened.state_dict)
-        else:
-            with self._library():
-                with torch.device("meta"):
-                    shapes = self.network.build(None, opened.state_dict).state_dict()
-                if compare(shapes, opened.state_dict)[0]:  # its keys do not fit as they are
-                    opened = unwrap(opened.state_dict, source)
-                module = self.network.build(self._classes_in(shapes, opened.state_dict, source), opened.state_dict)
+        is_own_code = isinstance(self.network, OwnCode)
+        with self._library():
+            module = self.network.build(self.num_classes if is_own_code else None, opened.state_dict)
         own = module.state_dict()
-        if compare(own, opened.state_dict)[0]:
+        if compare(own, opened.state_dict)[0]:  # keys are missing: theirs do not fit as they are
             opened = unwrap(opened.state_dict, source)
+        if not is_own_code:
+            last = [key for key in own if key.endswith(".weight")][-1]
+            classes = self._classes_in(opened.state_dict.get(last), source)
+            if classes not in (None, own[last].shape[0]):
+                with self._library():
+                    module = self.network.build(classes, opened.state_dict)
+                own = module.state_dict()
         check_fits(own, opened.state_dict, source)
         result = module.load_state_dict(opened.state_dict, strict=False)
         lost = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
@@ -118,12 +117,11 @@ class NamedSource:
             notify(line)
         return module
 
-    def _classes_in(self, shapes: dict[str, Tensor], state_dict: dict[str, Tensor], source: str) -> int | None:
-        """The classes of a checkpoint, by the last layer of the network; None where it has no such layer."""
-        weight = state_dict.get([key for key in shapes if key.endswith(".weight")][-1])
-        if weight is None or weight.ndim == 0:
+    def _classes_in(self, classifier: Tensor | None, source: str) -> int | None:
+        """The classes of a checkpoint, by the weight of its last layer; what the user says where it has none."""
+        if classifier is None or classifier.ndim == 0:
             return self.num_classes
-        classes = weight.shape[0]
+        classes = classifier.shape[0]
         if self.num_classes not in (None, classes):
             raise CheckpointError(f"{source}: has {classes} classes, not {self.num_classes}: leave --num-classes out")
         return classes
