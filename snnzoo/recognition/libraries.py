@@ -121,7 +121,7 @@ class Torchvision:
 
         options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if self._architecture in _TRANSFORMING:  # with the classifiers on the way that only training needs
-            auxiliary = any(key.lower().startswith("aux") for key in keys)
+            auxiliary = any(re.search(r"(^|\.)(aux\d|AuxLogits)\.", key) for key in keys)
             options |= {"init_weights": False, "aux_logits": auxiliary, "transform_input": self.says_weights}
         return models.get_model(self._architecture, weights=None, **options)
 
@@ -131,7 +131,7 @@ class Torchvision:
         _check_pretrained(self.name, self._weights is not None, num_classes)
         if is_offline() and not (cache_dir() / Path(self._weights.url).name).is_file():
             raise SnnzooError(f"{self._weights.url} is not in the cache, and SNNZOO_OFFLINE is set: {self.by_hand}")
-        with contextlib.redirect_stderr(io.StringIO()):  # where torch.hub announces each file
+        with contextlib.redirect_stdout(io.StringIO()):  # where torch.hub announces each file
             return models.get_model(self._architecture, weights=self._weights, progress=False)
 
 
@@ -142,7 +142,7 @@ class Timm:
 
     def __init__(self, name: str, tag: str | None) -> None:
         import timm
-        from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+        from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
 
         known = timm.list_models()
         if name not in known:
@@ -152,7 +152,7 @@ class Timm:
             raise UsageError(f"timm:{name} has no weights {tag!r}, only {', '.join(filter(None, tags)) or 'none'}")
         self.stem = name if tag is None else f"{name}.{tag}"
         self.name, self.says_weights = f"timm:{self.stem}", tag is not None
-        self._config: Any = get_pretrained_cfg(self.stem)
+        self._config = get_pretrained_cfg(self.stem) or PretrainedCfg()
         self.weights = f"timm:{name}.{tag or self._config.tag}"
 
     @cached_property
@@ -275,13 +275,15 @@ class OwnCode:
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # where dataclasses look for it
-            spec.loader.exec_module(module)
+            with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+                spec.loader.exec_module(module)
             make = getattr(module, self.function, None)
             if make is None:
                 known = [name for name in vars(module) if not name.startswith("_")]
                 hint = suggestion(self.function, known, "check its name")
                 raise UsageError(f"{self.file} has no function {self.function!r}: {hint}")
-            network = make if isinstance(make, nn.Module) else make(**options)
+            with contextlib.redirect_stdout(sys.stderr):
+                network = make if isinstance(make, nn.Module) else make(**options)
         except SnnzooError:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises

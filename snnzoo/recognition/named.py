@@ -18,8 +18,6 @@ from snnzoo.recognition.libraries import Network, OwnCode
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_LOGGERS = ("huggingface_hub", "timm", "transformers")
-
 
 @dataclass(frozen=True)
 class NamedSource:
@@ -93,13 +91,14 @@ class NamedSource:
         from snnzoo.checkpoints.wrapping import opened_dicts, unwrap
 
         source = str(file)
-        opened = opened_dicts(read_checkpoint(file), source)
+        content = read_checkpoint(file)
+        opened = opened_dicts(content, source)
         is_own_code = isinstance(self.network, OwnCode)
         with self._library():
             module = self.network.build(self.num_classes if is_own_code else None, opened.state_dict)
         own = module.state_dict()
         if compare(own, opened.state_dict)[0]:  # keys are missing: theirs do not fit as they are
-            opened = unwrap(opened.state_dict, source)
+            opened = unwrap(content, source)
         if not is_own_code:
             last = [key for key in own if key.endswith(".weight")][-1]
             classes = self._classes_in(opened.state_dict.get(last), source)
@@ -129,9 +128,8 @@ class NamedSource:
     @contextlib.contextmanager
     def _library(self) -> Iterator[None]:
         """Have a library's failure, mostly to reach the network, be one line, and its own lines nowhere."""
-        levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
             yield
         except SnnzooError:
@@ -141,5 +139,4 @@ class NamedSource:
             reason = reason if len(reason) <= 300 else reason[:300] + " ..."
             raise DownloadError(f"cannot load {self.model}: {reason}; {self.network.by_hand}") from error
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            logging.disable(disabled)
