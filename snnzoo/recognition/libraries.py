@@ -266,24 +266,13 @@ class OwnCode:
     def build(self, num_classes: int | None, keys: Iterable[str]) -> nn.Module:
         from torch import nn
 
-        options = {} if num_classes is None else {"num_classes": num_classes}
         folder = str(self.file.resolve().parent)
         sys.path.insert(0, folder)  # as `python FILE.py` would, for what it imports
         try:
-            spec = importlib.util.spec_from_file_location(f"snnzoo_own_code_{self.file.stem}", self.file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where dataclasses look for it
             with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-                spec.loader.exec_module(module)
-            make = getattr(module, self.function, None)
-            if make is None:
-                known = [name for name in vars(module) if not name.startswith("_")]
-                hint = suggestion(self.function, known, "check its name")
-                raise UsageError(f"{self.file} has no function {self.function!r}: {hint}")
-            with contextlib.redirect_stdout(sys.stderr):
-                network = make if isinstance(make, nn.Module) else make(**options)
+                make = self._found()
+                given = {} if num_classes is None else {"num_classes": num_classes}
+                network = make if isinstance(make, nn.Module) else make(**given)
         except SnnzooError:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -291,10 +280,23 @@ class OwnCode:
         finally:
             sys.path.remove(folder)
         if not isinstance(network, nn.Module):
-            raise UsageError(
-                f"{self.file}: {self.function} gave a {type(network).__name__}, expected a torch.nn.Module"
-            )
+            what = type(network).__name__
+            raise UsageError(f"{self.file}: {self.function} gave a {what}, expected a torch.nn.Module")
         return network
+
+    def _found(self) -> Any:
+        """Run the file, and return what its name stands for."""
+        spec = importlib.util.spec_from_file_location(f"snnzoo_own_code_{self.file.stem}", self.file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look for it
+        spec.loader.exec_module(module)
+        if not hasattr(module, self.function):
+            known = [name for name in vars(module) if not name.startswith("_")]
+            hint = suggestion(self.function, known, "check its name")
+            raise UsageError(f"{self.file} has no function {self.function!r}: {hint}")
+        return getattr(module, self.function)
 
     def pretrained(self, num_classes: int | None) -> nn.Module:
         return self.build(num_classes, ())
