@@ -49,9 +49,9 @@ def capture_ann(
             check_convertible(name, with_images=True)
         module = with_relu(module)
     if images is not None:
-        _check_images(module, images, name)
+        _check_images(images)
         example = ann_input(images[:2])
-        graph, shape = capture(module, example), list(example.shape[1:])
+        graph, shape = _captured(module, example, name), list(example.shape[1:])
     else:
         graph, shape = _captured_blind(module, size)
     graph = pool_before_activations(graph)
@@ -64,6 +64,19 @@ def capture_ann(
     half = {torch.float16, torch.bfloat16}
     tensors = {key: value.float() if value.dtype in half else value.clone() for key, value in tensors.items()}
     return Ann(graph, tensors, name, shape).eval()
+
+
+def _captured(module: nn.Module, example: Tensor, name: str) -> Graph:
+    """Captured; where that fails on images of other channels than the first convolution's, they are the reason."""
+    try:
+        return capture(module, example)
+    except SnnzooError:
+        conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+        if conv is None or example.ndim != 4 or example.shape[1] == conv.in_channels:
+            raise
+        raise UsageError(
+            f"calibration images have {example.shape[1]} channels, but {name} takes {conv.in_channels}"
+        ) from None
 
 
 def _captured_blind(module: nn.Module, given: int | None) -> tuple[Graph, list[int]]:
@@ -85,14 +98,11 @@ def _captured_blind(module: nn.Module, given: int | None) -> tuple[Graph, list[i
     raise failure
 
 
-def _check_images(module: nn.Module, images: Tensor, name: str) -> None:
+def _check_images(images: Tensor) -> None:
     if not images.is_floating_point():
         raise UsageError(
             f"calibration images are {str(images.dtype).removeprefix('torch.')}: give what the network takes, "
             "preprocessed, as float32"
         )
-    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    if conv is not None and images.ndim >= 4 and images.shape[-3] != conv.in_channels:
-        raise UsageError(f"calibration images have {images.shape[-3]} channels, but {name} takes {conv.in_channels}")
     if not bool(images.isfinite().all()):
         raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")
