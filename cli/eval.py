@@ -11,20 +11,18 @@ import typer
 
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common, results
-from snnzoo.data.folders import check_class_folders, file_version
+from snnzoo.cli.measuring import measure
+from snnzoo.data.folders import check_class_folders
 from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.distributed import Rank, joined
-from snnzoo.recognition.snn import TrainedNetwork, check_arguments
+from snnzoo.recognition.snn import check_arguments
 
 if TYPE_CHECKING:
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
     from snnzoo.evaluation.partial import PartialCounts
-    from snnzoo.graph.network import Ann, SpikingNetwork
-    from snnzoo.models.base import SpikingNet
-
-ERROR_IMAGES = 16  # on which the conversion error of each layer is measured, for reports
+    from snnzoo.recognition.snn import TrainedNetwork
 
 
 def evaluate(
@@ -101,7 +99,7 @@ def evaluate(
             wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
             wanted["max_pixels"] = max_pixels
             try:
-                info, result, partial = _measure(
+                info, result, partial = measure(
                     file, trained, data, steps, wanted, rank, workers, resume, report is not None, quiet
                 )
             except Interrupted as interrupted:
@@ -170,81 +168,3 @@ def _trained_options(
         raise UsageError(f"{pictured}: pictures and reports compare a network with its ANN, which this one has not")
     check_arguments(model, neuron, connect, layout)
     return {"model": model, "neuron": neuron, "connect": connect, "layout": layout}
-
-
-def _measure(
-    file: Path,
-    trained: dict[str, Any] | None,
-    data: str,
-    steps: list[int] | None,
-    wanted: dict[str, Any],
-    rank: Rank,
-    workers: int,
-    resume: bool,
-    with_errors: bool,
-    quiet: bool,
-) -> tuple[Conversion | TrainedNetwork, Evaluation, PartialCounts]:
-    """Evaluate one file, keeping its counts. `wanted` is what they depend on beside file, data and steps."""
-    import torch
-
-    from snnzoo import conversion, evaluation
-    from snnzoo.checkpoints.files import sha256_of
-    from snnzoo.data.datasets import labelled_data, limited
-    from snnzoo.evaluation.partial import PartialCounts
-
-    say = functools.partial(common.say, quiet=quiet or not rank.is_first)
-    net, ann, info = _loaded(file, trained, data, say)
-    images = labelled_data(data, info.preprocess, info.classes, net.num_classes, wanted["max_pixels"])
-    if steps is None:
-        assert isinstance(info, conversion.Conversion)
-        steps = evaluation.powers_of_two(info.time_steps)
-    versions = [file_version(path) for path in getattr(images, "files", [])]
-    partial = PartialCounts(
-        {
-            **wanted,
-            **({"trained": trained} if trained else {}),
-            "file": sha256_of(file),
-            "data": [str(Path(data).resolve()), *versions],
-            "steps": steps,
-            "errors": with_errors,
-            "rank": rank.rank,
-            "world_size": rank.world_size,
-        },
-        notify=lambda message: common.say(message, quiet),
-    )
-    if resume and rank.is_first and partial.load() is None:
-        common.say(f"{file}: nothing to resume: starting from the first image", quiet)
-    with common.progress_bars(quiet) as progress:
-        result = evaluation.evaluate(
-            net,
-            ann,
-            limited(images, wanted["limit"], wanted["seed"]),
-            steps,
-            batch_size=wanted["batch_size"],
-            device=wanted["device"],
-            dtype=getattr(torch, wanted["dtype"]),
-            error_images=ERROR_IMAGES if with_errors else 0,
-            workers=workers,
-            rank=rank,
-            partial=partial,
-            resume=resume,
-            progress=progress,
-            notify=lambda message: common.say(message, quiet),
-        )
-    return info, result, partial
-
-
-def _loaded(
-    file: Path, trained: dict[str, Any] | None, data: str, notify: Callable[[str], None]
-) -> tuple[SpikingNet | SpikingNetwork, Ann | None, Conversion | TrainedNetwork]:
-    """The network, its ANN if it has one, and what is known of it."""
-    from snnzoo import conversion
-    from snnzoo.recognition.snn import load_snn
-
-    if trained is not None:
-        own = load_snn(file, **trained, notify=notify)
-        return own, None, TrainedNetwork.of(own, trained["neuron"], data)
-    net, ann = conversion.load_with_ann(file)
-    info = net.conversion
-    assert isinstance(info, conversion.Conversion)
-    return net, ann, info
