@@ -22,7 +22,7 @@ from snnzoo.conversion.neurons import Parameters, make_node
 from snnzoo.errors import SnnzooError
 from snnzoo.graph.accumulated import accumulate, current
 from snnzoo.graph.graph import Graph, Node
-from snnzoo.graph.network import node_each_step
+from snnzoo.graph.network import is_static, node_each_step
 from snnzoo.graph.operations import INPUT
 from snnzoo.graph.run import run_graph, run_node
 
@@ -267,7 +267,7 @@ class _Walk:
 
 def _positions(x_seq: Tensor, chosen: Tensor) -> Tensor:
     """`[T, N, C, ...]` at some positions, `[T, M, C]`; what is static stays so."""
-    if len(x_seq) > 1 and x_seq.stride(0) == 0:
+    if is_static(x_seq):
         once = _positions(x_seq[:1], chosen)
         return once.expand(len(x_seq), *once.shape[1:])
     return x_seq.movedim(2, -1).flatten(1, -2)[:, chosen]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snnzoo.codings import Coding
 from snnzoo.graph.graph import Graph
-from snnzoo.graph.network import node_each_step
+from snnzoo.graph.network import is_static, node_each_step
 from snnzoo.graph.operations import INPUT
 
 
@@ -23,7 +23,7 @@ def current(coding: Coding, accumulated: Tensor) -> Tensor:
 
     Where signals are changes, its neuron has to be `absolute`: it sees the sum itself.
     """
-    if coding.bias_once or _is_static(accumulated):
+    if coding.bias_once or is_static(accumulated):
         return accumulated
     totals = accumulated * _counts(accumulated)
     return torch.cat([totals[:1], totals[1:] - totals[:-1]])
@@ -63,7 +63,3 @@ def _counts(x_seq: Tensor) -> Tensor:
     """1, 2, ... T, in a shape that broadcasts over `x_seq`."""
     counts = torch.arange(1, len(x_seq) + 1, dtype=x_seq.dtype, device=x_seq.device)
     return counts.view(-1, *[1] * (x_seq.ndim - 1))
-
-
-def _is_static(x_seq: Tensor) -> bool:
-    return len(x_seq) > 1 and x_seq.stride(0) == 0

@@ -296,10 +296,15 @@ def node_each_step(node: Node, tensors: Mapping[str, Tensor], inputs: list[Tenso
     return each_step(lambda *x: run_node(node, tensors, list(x)), inputs)
 
 
+def is_static(x_seq: Tensor) -> bool:
+    """Return whether a sequence is one step, expanded over time."""
+    return len(x_seq) > 1 and x_seq.stride(0) == 0
+
+
 def each_step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
     """Run a stateless function on sequences `[T, N, ...]`, time folded into the batch; once, if nothing changes."""
     time_steps, batch = inputs[0].shape[:2]
-    if time_steps > 1 and all(x.stride(0) == 0 for x in inputs):
+    if all(is_static(x) for x in inputs):
         y = function(*(x[0] for x in inputs))
         return y.unsqueeze(0).expand(time_steps, *y.shape)
     return function(*(x.flatten(0, 1) for x in inputs)).unflatten(0, (time_steps, batch))

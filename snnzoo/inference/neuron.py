@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snnzoo import ops
 from snnzoo.codings import RELU
+from snnzoo.graph.network import is_static
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -79,8 +80,7 @@ class FoldedNeuron(nn.Module):
         return outputs
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
-        static = len(x_seq) > 1 and x_seq.stride(0) == 0
-        return self.in_place and output == "sequence" and not self.sends_counts and not static
+        return self.in_place and output == "sequence" and not self.sends_counts and not is_static(x_seq)
 
     def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
         """Return what a unit of its spikes is worth at step t."""
