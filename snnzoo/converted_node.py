@@ -22,7 +22,6 @@ class ConvertedNode(ThresholdNode):
         coding: how it sends; the names of its state are attributes.
         v_threshold: theta, scalar or `[C]`.
         bias: added to the input, scalar or `[C]`: at every step, or at t = 0 only where the coding has `bias_once`.
-        offset: what biases upstream add to every step, scalar or `[C]`; such a coding takes it off at t > 0.
         activation: what its outputs stand for.
         absolute: True for the neuron that encodes the network's input and sees the signal itself, not its changes.
         step_mode: "s" or "m".
@@ -35,14 +34,12 @@ class ConvertedNode(ThresholdNode):
 
     t: int
     bias: float | Tensor
-    offset: float | Tensor
 
     def __init__(
         self,
         coding: Coding,
         v_threshold: float | Tensor = 1.0,
         bias: float | Tensor = 0.0,
-        offset: float | Tensor = 0.0,
         activation: Activation = RELU,
         absolute: bool = False,
         step_mode: str = "s",
@@ -53,7 +50,6 @@ class ConvertedNode(ThresholdNode):
             _require_below(self.v_threshold, activation.maximum)
         self._coding, self.activation, self.absolute = coding, activation, absolute
         self.register_per_channel("bias", bias)
-        self.register_per_channel("offset", offset)
         for name in coding.state:
             self.register_memory(name, None)
         self.register_memory("t", 0)
@@ -66,7 +62,6 @@ class ConvertedNode(ThresholdNode):
         return {
             **super().arguments(),
             "bias": self.bias,
-            "offset": self.offset,
             "activation": self.activation,
             "absolute": self.absolute,
             "scaled": True,

@@ -73,7 +73,7 @@ def test_state_carries_over_wherever_a_sequence_is_cut(time_steps, cut, coding, 
     if coding == "if":
         node = neuron.IFNode(theta, step_mode="m")
     else:
-        node = ConvertedNode(codings.CODINGS[coding](), theta, bias=theta / 9, offset=theta / 7, step_mode="m")
+        node = ConvertedNode(codings.CODINGS[coding](), theta, bias=theta / 9, step_mode="m")
     whole = node(x_seq)
     node.reset()
     assert torch.equal(torch.cat([node(x_seq[:cut]), node(x_seq[cut:])]), whole)
@@ -253,7 +253,7 @@ def test_a_delta_node_closes_in_on_the_relu_of_its_accumulated_input(levels):
 def test_a_delta_node_takes_a_bias_once():
     bias = torch.tensor([0.4], dtype=torch.float64)
     z = torch.tensor([0.2, 0.1, -0.1], dtype=torch.float64).view(3, 1, 1)
-    node = ConvertedNode(codings.Delta(50, 1.0), 0.01, offset=bias, step_mode="m")
-    decoded = node(z + bias).sum()
+    node = ConvertedNode(codings.Delta(50, 1.0), 0.01, bias=bias, step_mode="m")
+    decoded = node(z).sum()
     assert decoded.item() == pytest.approx(0.2 + 0.1 - 0.1 + 0.4, abs=0.006)
     assert node.m.item() == pytest.approx(0.6)

@@ -19,7 +19,6 @@ CODINGS = {
 }
 THETA = torch.tensor([0.5, 1.0, 0.3])
 BIAS = torch.tensor([0.1, -0.05, 0.2])
-OFFSET = torch.tensor([0.03, 0.0, -0.04])
 
 
 def noise(*shape, seed=0, dtype=torch.float64):
@@ -40,11 +39,10 @@ def test_a_residual_is_a_second_input(coding):
 
 def test_a_bias_enters_every_step_or_once_where_signals_are_differential(coding):
     x_seq = noise(6, 2, 3, 4)
-    once = coding.bias_once
     added = BIAS.double().view(3, 1).expand(6, 2, 3, 4).clone()
-    if once:
-        added[1:] = -OFFSET.double().view(3, 1)
-    actual = ops.multi_step_neuron(x_seq, coding, bias=BIAS, offset=OFFSET)
+    if coding.bias_once:
+        added[1:] = 0
+    actual = ops.multi_step_neuron(x_seq, coding, bias=BIAS)
     assert torch.equal(actual.sequence, ops.multi_step_neuron(x_seq + added, coding).sequence)
 
 
@@ -79,7 +77,7 @@ def test_int8_holds_whole_units_and_scaled_outputs_what_they_are_worth(coding):
 
 def test_a_sequence_may_be_cut_anywhere(coding):
     x_seq = noise(7, 2, 3, 4)
-    arguments = {"v_threshold": THETA, "bias": BIAS, "offset": OFFSET, "scaled": True}
+    arguments = {"v_threshold": THETA, "bias": BIAS, "scaled": True}
     whole = ops.multi_step_neuron(x_seq, coding, **arguments)
     for cut in range(1, 7):
         first = ops.multi_step_neuron(x_seq[:cut], coding, **arguments)

@@ -113,7 +113,6 @@ def test_every_coding_in_every_layout_and_shape(backend, coding, layout, shape):
         to_device(CODINGS[coding], device),
         v_threshold=per_channel(shape, device),
         bias=per_channel(shape, device, -0.2),
-        offset=per_channel(shape, device, -0.1),
         scaled=True,
         absolute=coding in ABSOLUTE,
     )
@@ -135,7 +134,7 @@ def test_every_output_and_dtype(backend, coding, dtype, output):
 @pytest.mark.parametrize("coding", CODINGS)
 def test_state_goes_in_and_out(backend, coding):
     device, shape = DEVICES[backend], (7, 2, 3, 5)
-    arguments = {"v_threshold": per_channel(shape, device), "bias": 0.05, "offset": 0.02, "scaled": True}
+    arguments = {"v_threshold": per_channel(shape, device), "bias": 0.05, "scaled": True}
     arguments["absolute"] = coding in ABSOLUTE
     x_seq, coding = sequence(shape, device=device), to_device(CODINGS[coding], device)
     whole = assert_equal_to_reference(x_seq, coding, **arguments)

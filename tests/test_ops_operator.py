@@ -54,7 +54,7 @@ def test_registrations_pass_opcheck(op_arguments, coding, output, channels_last)
     x_seq.requires_grad_(differentiable)
     residual = torch.randn(4, 2, 3, 5, 5, requires_grad=differentiable)
     state = tuple(torch.rand(2, 3, 5, 5, requires_grad=differentiable) for _ in coding.state)
-    arguments = Arguments(torch.rand(3) + 0.5, 0.1, 0.0, residual, state, 2, output, True, torch.float32, True)
+    arguments = Arguments(torch.rand(3) + 0.5, 0.1, residual, state, 2, output, True, torch.float32, True)
     torch.library.opcheck(torch.ops.snnzoo.multi_step_neuron.default, op_arguments(x_seq, coding, arguments))
 
 

@@ -133,13 +133,13 @@ class _Worker:
     def run(self, chunk: slice) -> None:
         """All steps of the rows `chunk`."""
         entry, output, work, added, *held = self.scratch[:, : chunk.stop - chunk.start].unbind(0)
-        theta, bias, offset = (self.rows.cut(value, chunk) for value in self.parameters)
+        theta, bias = (self.rows.cut(value, chunk) for value in self.parameters)
         state = tuple(part[chunk] for part in self.after or ()) or tuple(held)
         self._start(state, theta, chunk)
         neuron = STEPS[type(self.coding)](self.coding, theta, self.arguments, len(self.x), state, work)
         direct = self.sequence if self.sequence is not None and self.sequence.dtype == self.dtype else None
         for step, x in enumerate(self.x[:, chunk].unbind(0)):
-            shift = -offset if bias_is_past(self.coding, self.arguments, self.arguments.t + step) else bias
+            shift = 0.0 if bias_is_past(self.coding, self.arguments, self.arguments.t + step) else bias
             residual = None if self.residual is None else self.residual[step, chunk]
             y = output if direct is None else direct[step, chunk]
             neuron(step, _enter(x, residual, shift, entry), y)
@@ -160,7 +160,7 @@ class _Worker:
         assert isinstance(coding, IF)
         assert sequence is not None
         entry, spikes, work, v = self.scratch[:4, : chunk.stop - chunk.start].unbind(0)
-        theta, bias, _ = (self.rows.cut(value, chunk) for value in self.parameters)
+        theta, bias = (self.rows.cut(value, chunk) for value in self.parameters)
         value = theta if self.arguments.scaled else 1.0
         self._start((v,), theta, chunk)
         neuron = _integrate_and_fire(coding, theta, replace(self.arguments, scaled=False), len(self.x), (v,), work)

@@ -20,7 +20,6 @@ def multi_step_neuron(
     *,
     v_threshold: float | Tensor = 1.0,
     bias: float | Tensor = 0.0,
-    offset: float | Tensor = 0.0,
     activation: Activation = RELU,
     absolute: bool = False,
     residual: Tensor | None = None,
@@ -40,7 +39,6 @@ def multi_step_neuron(
         coding: what the neurons do.
         v_threshold: theta, positive; scalar or `[C]`.
         bias: added to the input, scalar or `[C]`: at every step, but in codings with `bias_once` at t = 0 only.
-        offset: taken off the input of codings with `bias_once` at t > 0, scalar or `[C]`.
         activation: what outputs stand for.
         absolute: whether a coding with `bias_once` sees the signal itself, not its changes: the neuron that encodes
             a network's input. Its bias then enters at every step. Other codings always do.
@@ -64,10 +62,10 @@ def multi_step_neuron(
             the coding cannot stand for the activation.
         RuntimeError: if `use_backend` asks for an implementation that does not take the call.
     """
-    v_threshold, bias, offset = (_parameter(value, x_seq) for value in (v_threshold, bias, offset))
+    v_threshold, bias = _parameter(v_threshold, x_seq), _parameter(bias, x_seq)
     dtype = out_dtype or (x_seq.dtype if out is None else out.dtype)
     arguments = Arguments(
-        v_threshold, bias, offset, residual, state, t, output, scaled, dtype, keep_state, activation, absolute, out
+        v_threshold, bias, residual, state, t, output, scaled, dtype, keep_state, activation, absolute, out
     )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)

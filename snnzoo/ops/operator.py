@@ -18,9 +18,9 @@ from snnzoo.ops.memory import memory_order
 from snnzoo.ops.spec import Arguments, Gradients, NeuronOutput, state_dtype
 
 _COMMON = """Tensor x_seq, Tensor? residual, Tensor? state_0, Tensor? state_1, Tensor? v_threshold, Tensor? bias,
-    Tensor? offset, Tensor? reciprocal_tau, float[] scalars, str coding, float[] coding_numbers, str activation,
+    Tensor? reciprocal_tau, float[] scalars, str coding, float[] coding_numbers, str activation,
     float[] activation_numbers, int t, bool scaled, bool absolute"""
-_TENSORS, _SETTINGS = 8, 8
+_TENSORS, _SETTINGS = 7, 8
 
 
 def refuses(coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
@@ -97,7 +97,6 @@ def _arguments(
     state_1: Tensor | None,
     v_threshold: Tensor | None,
     bias: Tensor | None,
-    offset: Tensor | None,
     reciprocal_tau: Tensor | None,
     scalars: list[float],
     coding: str,
@@ -112,13 +111,11 @@ def _arguments(
     keep_state: bool = False,
 ) -> tuple[Coding, Arguments]:
     """Return the inverse of what `call` does to its arguments."""
-    values = zip((v_threshold, bias, offset), scalars, strict=True)
-    theta, shift, taken_off = (scalar if tensor is None else tensor for tensor, scalar in values)
+    values = zip((v_threshold, bias), scalars, strict=True)
+    theta, shift = (scalar if tensor is None else tensor for tensor, scalar in values)
     state = tuple(part for part in (state_0, state_1) if part is not None) or None
     function = ACTIVATIONS[activation].from_numbers(activation_numbers)
-    arguments = Arguments(
-        theta, shift, taken_off, residual, state, t, output, scaled, out_dtype, keep_state, function, absolute
-    )
+    arguments = Arguments(theta, shift, residual, state, t, output, scaled, out_dtype, keep_state, function, absolute)
     return decode(coding, coding_numbers, reciprocal_tau), arguments
 
 
@@ -175,7 +172,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if not issubclass(_codings()[ctx.settings[1]], IF):
-        return (None,) * 19  # only binary spikes have a surrogate gradient
+        return (None,) * 18  # only binary spikes have a surrogate gradient
     _, residual, state_0, *_, tau = ctx.saved_tensors
     grad_sequence, grad_total, grad_state = (None if g is None or g.numel() == 0 else g for g in grads[:3])
     grad_x, grad_v, grad_tau = torch.ops.snnzoo.multi_step_neuron_backward(
@@ -185,7 +182,7 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
         grad_x,
         None if residual is None else grad_x.to(residual.dtype),
         None if state_0 is None else grad_v.to(state_0.dtype),
-        *(None,) * 4,  # state_1, v_threshold, bias, offset
+        *(None,) * 3,  # state_1, v_threshold, bias
         None if tau is None else grad_tau.to(tau.dtype),
         *(None,) * 11,
     )

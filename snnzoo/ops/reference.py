@@ -63,7 +63,7 @@ def run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> Iterator[Step]:
     """Yield what each step in turn gives."""
     dtype = state_dtype(x_seq.dtype)
     like = torch.empty_like(x_seq[0], dtype=dtype)
-    theta, bias, offset = (channel_view(value, like) for value in arguments.parameters)
+    theta, bias = (channel_view(value, like) for value in arguments.parameters)
     if not isinstance(theta, Tensor):
         theta = like.new_full((), theta)  # on the device: it divides by a number of the CPU by multiplying
     state = arguments.state
@@ -72,7 +72,8 @@ def run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> Iterator[Step]:
         x = x_seq[t - arguments.t].to(dtype)
         if arguments.residual is not None:
             x = x + arguments.residual[t - arguments.t].to(dtype)
-        x = x - offset if bias_is_past(coding, arguments, t) else x + bias
+        if not bias_is_past(coding, arguments, t):
+            x = x + bias
         if coding.bias_once and arguments.absolute:
             state = (torch.zeros_like(state[0]), *state[1:])  # of the inputs before, nothing is kept
         result = coding.step(x, state, theta, t, arguments.activation)

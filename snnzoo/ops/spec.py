@@ -42,7 +42,6 @@ class Arguments:
 
     v_threshold: float | Tensor
     bias: float | Tensor
-    offset: float | Tensor
     residual: Tensor | None
     state: tuple[Tensor, ...] | None
     t: int
@@ -60,6 +59,6 @@ class Arguments:
         return self.scaled and self.out_dtype != torch.int8
 
     @property
-    def parameters(self) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    def parameters(self) -> tuple[float | Tensor, float | Tensor]:
         """Those that may be per channel."""
-        return self.v_threshold, self.bias, self.offset
+        return self.v_threshold, self.bias

@@ -104,11 +104,9 @@ def forward_kernel(
     after_1_ptr,
     theta_ptr,
     bias_ptr,
-    offset_ptr,
     tau_ptr,
     theta,
     bias,
-    offset,
     reciprocal_tau,
     rest,
     v_init,
@@ -138,7 +136,6 @@ def forward_kernel(
     offsets, mask, channel = block_of(numel, channels, inner, WIDE, BLOCK)
     theta = load_parameter(theta_ptr, theta, channel, mask)
     bias = load_parameter(bias_ptr, bias, channel, mask)
-    offset = load_parameter(offset_ptr, offset, channel, mask)
     if tau_ptr is not None:
         reciprocal_tau = tl.load(tau_ptr).to(tl.float32)
     first = initial(before_0_ptr, theta, rest, v_init, offsets, mask, BLOCK)
@@ -149,7 +146,7 @@ def forward_kernel(
     for _ in range(time_steps):
         x = load_input(x_ptr, residual_ptr, offsets, mask)
         if REFINES and DIFFERENTIAL:
-            x = x + tl.where(t == 0, bias, -offset)
+            x = tl.where(t == 0, x + bias, x)
         else:
             x = x + bias
         if REFINES:
