@@ -145,6 +145,32 @@ def test_state_goes_in_and_out(backend, coding):
     assert ops.multi_step_neuron(x_seq, coding, keep_state=False).state == ()
 
 
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_state_in_half_precision_goes_on_in_single(backend, coding):
+    """As that of a network which is made half within a sequence."""
+    device, shape = DEVICES[backend], (5, 2, 3, 5)
+    coding, x_seq = to_device(CODINGS[coding], device), sequence(shape, dtype=torch.float16, device=device)
+    first = ops.multi_step_neuron(x_seq[:2], coding, v_threshold=0.7)
+    halved = tuple(part.half() for part in first.state)
+    second = assert_equal_to_reference(x_seq[2:], coding, v_threshold=0.7, state=halved, t=2)
+    assert all(part.dtype == torch.float32 for part in second.state)
+
+
+@pytest.mark.parametrize("coding", ["if soft", "signed", "delta", "differential", "delta encoder"])
+def test_an_input_that_is_no_number_is_not_taken_for_one(backend, coding):
+    values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.4])
+    x_seq = torch.full((3, 1, 4), 0.1)
+    x_seq[1, 0] = values
+    arguments = {"coding": CODINGS[coding], "absolute": coding in ABSOLUTE, "scaled": True}
+    actual = ops.multi_step_neuron(x_seq.to(DEVICES[backend]), **arguments)
+    with ops.use_backend("reference"):
+        expected = ops.multi_step_neuron(x_seq, **arguments)
+    for one, other in zip((actual.sequence, *actual.state), (expected.sequence, *expected.state), strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
+    if "delta" in coding:
+        assert actual.sequence[1, 0, 0].isnan()
+
+
 @pytest.mark.parametrize("coding", ["if soft", "signed", "delta", "differential encoder"])
 @pytest.mark.parametrize("alias", ["x_seq", "residual"])
 @pytest.mark.parametrize("layouts", list(itertools.product(["contiguous", "channels_last"], repeat=2)), ids=str)

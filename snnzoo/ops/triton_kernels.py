@@ -1,7 +1,9 @@
 """The neuron equations as Triton kernels: one pass over all T steps, the state in float32 registers.
 
-The equations are those of the codings, operation by operation; kernels are launched without contraction to fused
-multiply-adds and divide with correct rounding, so that spikes are equal. A step lies in memory as
+The equations are those of the codings, operation by operation, launched without contraction to fused multiply-adds,
+so that spikes are equal. A correctly rounded division takes a slow path wherever its dividend is zero, as that of a
+neuron at rest is: so nothing is divided, and what the quotient would round to is found from a remainder that is exact
+(`nearest_units`, `nearest_power`; for levels of 2^-100 or more). A step lies in memory as
 `[outer, channels, inner]` (see `memory`); each program has a block of it, and walks through time.
 """
 
@@ -14,6 +16,8 @@ import triton.language as tl
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it leaves no fraction bits, so halves round to even
 SMALLEST_LEVEL = tl.constexpr(2.0**-100)
+HALF_ULP = tl.constexpr(2.0**-24)  # of a float32, times its power of two
+LARGEST_RECIPROCAL = tl.constexpr(2.0**126)
 
 
 @triton.jit
@@ -23,6 +27,9 @@ def load_parameter(pointer, scalar, channel, mask):
     if pointer is not None:
         value = tl.load(pointer + channel, mask=mask, other=1.0).to(tl.float32)
     return value
+
+
+INTERPRETED = tl.constexpr(not isinstance(load_parameter, triton.runtime.JITFunction))
 
 
 @triton.jit
@@ -68,24 +75,74 @@ def signed(v, c, x, theta):
 
 
 @triton.jit
-def refine(m, o, x, theta, power, levels, lower, upper, KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr):
-    """Delta and differential neurons; `levels` is K, or 2^(n-1); what they follow is clamped to lower ... upper."""
+def remainder(a, n, b):
+    """a - n * b, rounded once."""
+    if INTERPRETED:  # whose fused multiply-add rounds twice
+        result = (a.to(tl.float64) - n.to(tl.float64) * b.to(tl.float64)).to(tl.float32)
+    else:
+        result = tl.fma(-n, b, a)
+    return result
+
+
+@triton.jit
+def power_of_two(x):
+    """The largest one that is not above abs(x)."""
+    return (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nearest_units(r, q, scaled, reciprocal, levels):
+    """clip(round(r / q), -levels, levels), halves to even, of a quotient that is rounded to float32 before.
+
+    scaled * reciprocal is that quotient, but for less than a half: it says between which whole numbers the result lies.
+    The quotient is rounded to the half between them, and on to the even one, if r is nearer to half * q than `tie`.
+    """
+    below = tl.maximum(tl.fma(scaled, reciprocal, -0.5), -levels, propagate_nan=tl.PropagateNan.ALL)
+    shifted = tl.minimum(below, levels - 1.0, propagate_nan=tl.PropagateNan.ALL) + ROUND
+    below = shifted - ROUND
+    half = below + 0.5
+    tie = q * (power_of_two(half) * HALF_ULP)
+    is_odd = shifted.to(tl.int32, bitcast=True) << 31  # as a sign
+    tie = (tie.to(tl.int32, bitcast=True) ^ is_odd).to(tl.float32, bitcast=True)
+    return below + tl.where(remainder(r, half, q) > tie, 1.0, 0.0)
+
+
+@triton.jit
+def nearest_power(size, theta, estimate):
+    """The power of two 2^k, at least 0.75 * 2^k and less than 1.5 * 2^k of which size / theta is, rounded to float32.
+
+    The estimate of the quotient may be off by less than a quarter of it.
+    """
+    power = power_of_two(estimate)
+    border = 1.5 * power
+    reached = remainder(size, border, theta) > -theta * (power * HALF_ULP)
+    return power + tl.where(reached, power, 0.0)
+
+
+@triton.jit
+def refine(
+    m, o, x, theta, reciprocal, power, inverse_power, levels, lower, upper,
+    KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Delta and differential neurons; `levels` is K, or 2^(n-1); what they follow is clamped to lower ... upper.
+
+    The reciprocals are estimates.
+    """
     if DIFFERENTIAL:
         m = m + x
     else:
         m = x
-    r = tl.minimum(tl.maximum(m, lower), upper) - o
+    r = tl.maximum(m, lower, propagate_nan=tl.PropagateNan.ALL)
+    if CAPPED:
+        r = tl.minimum(r, upper, propagate_nan=tl.PropagateNan.ALL)
+    r = r - o
     if KIND == "delta":
         q = theta * power
-        r = tl.minimum(tl.maximum(tl.div_rn(r, q + tl.zeros_like(r)), -levels), levels)
-        counts = (r + ROUND) - ROUND
+        counts = nearest_units(r, q, r * inverse_power, reciprocal, levels)
         value = counts * q
     else:
-        # adding half a mantissa carries into the exponent just if the mantissa is 1.5 or more
-        r = tl.div_rn(r, theta + tl.zeros_like(r))
-        bits = (tl.abs(r).to(tl.int32, bitcast=True) + 0x400000) & 0x7F800000
-        size = tl.minimum(bits.to(tl.float32, bitcast=True), 1.0)
-        size = tl.where(size * levels >= 1.0, size, 0.0)
+        size = tl.minimum(nearest_power(tl.abs(r), theta, tl.abs(r) * reciprocal), 1.0)
+        size = tl.where((size * levels >= 1.0) & (r == r), size, 0.0)  # of NaN, none is reached
         size = tl.where(r < 0.0, -size, size)
         counts = size * levels
         value = size * theta
@@ -127,6 +184,7 @@ def forward_kernel(
     HARD: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     DIFFERENTIAL: tl.constexpr,
+    CAPPED: tl.constexpr,
     SCALED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -141,7 +199,8 @@ def forward_kernel(
     first = initial(before_0_ptr, theta, rest, v_init, offsets, mask, BLOCK)
     second = tl.zeros([BLOCK], tl.float32)
     if before_1_ptr is not None:
-        second = tl.load(before_1_ptr + offsets, mask=mask, other=0.0)
+        second = tl.load(before_1_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    reciprocal = tl.minimum(1.0 / theta, LARGEST_RECIPROCAL)
     total = tl.zeros([BLOCK], tl.float32)
     for _ in range(time_steps):
         x = load_input(x_ptr, residual_ptr, offsets, mask)
@@ -151,8 +210,9 @@ def forward_kernel(
             x = x + bias
         if REFINES:
             counts, value, first, second = refine(
-                first, second, x, theta, power, levels, lower, upper, KIND, DIFFERENTIAL
-            )
+                first, second, x, theta, reciprocal, power, 1.0 / power, levels, lower, upper, KIND, DIFFERENTIAL,
+                CAPPED,
+            )  # fmt: skip
             power = tl.maximum(power * gamma, SMALLEST_LEVEL)
         elif KIND == "signed":
             counts, value, first, second = signed(first, second, x, theta)
@@ -193,7 +253,7 @@ def block_of(numel, channels, inner, WIDE: tl.constexpr, BLOCK: tl.constexpr):
 def initial(before_ptr, theta, rest, v_init, offsets, mask, BLOCK: tl.constexpr):
     """The state before the first step: that of an earlier call, or the coding's."""
     if before_ptr is not None:
-        value = tl.load(before_ptr + offsets, mask=mask, other=0.0)
+        value = tl.load(before_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     else:
         # an infinite theta leaves no NaN behind
         value = tl.zeros([BLOCK], tl.float32) + tl.where(v_init != 0.0, v_init * theta + rest, rest)
@@ -213,6 +273,15 @@ def surrogate_gradient(x, alpha, SURROGATE: tl.constexpr):
         tl.static_assert(SURROGATE == "PiecewiseQuadratic")
         slope = tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0)
     return slope
+
+
+@triton.jit
+def load_gradient(grad_sequence_ptr, grad_total, offsets, mask):
+    """That of a step's output, in float32: what reaches the sequence, and the sum over time."""
+    grad_s = grad_total
+    if grad_sequence_ptr is not None:
+        grad_s = grad_s + tl.load(grad_sequence_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    return grad_s
 
 
 @triton.jit
@@ -245,11 +314,13 @@ def walk_back(
     SURROGATE: tl.constexpr,
     LEARN_TAU: tl.constexpr,
     STEPS: tl.constexpr,
+    IS_FIRST: tl.constexpr,
     SELF: tl.constexpr,
 ):
     """Forward through STEPS steps by calling itself (SELF), and back through them on return.
 
-    Inlined, that is an unrolled loop that keeps every h[t] in registers until its gradient is due.
+    Inlined, that is an unrolled loop that keeps every h[t] in registers until its gradient is due. On the way back each
+    step loads what the step before needs ahead of its own store, which the load would have to wait for, and returns it.
     """
     here = mask & (remaining > 0)
     x = load_input(x_ptr, residual_ptr, offsets, here) + bias
@@ -261,7 +332,7 @@ def walk_back(
         next_grad_ptr = grad_sequence_ptr
         if grad_sequence_ptr is not None:
             next_grad_ptr = grad_sequence_ptr + grad_stride
-        grad_v, grad_tau = SELF(
+        grad_v, grad_tau, grad_s = SELF(
             reset(h, theta, rest, HARD),
             grad_v,
             grad_tau,
@@ -290,11 +361,17 @@ def walk_back(
             SURROGATE,
             LEARN_TAU,
             STEPS - 1,
+            False,
             SELF,
         )
-    grad_s = grad_total
-    if grad_sequence_ptr is not None:
-        grad_s += tl.load(grad_sequence_ptr + offsets, mask=here, other=0.0).to(tl.float32)
+    else:
+        grad_s = load_gradient(grad_sequence_ptr, grad_total, offsets, here)
+    grad_s_before = grad_s
+    if not IS_FIRST:
+        before_ptr = grad_sequence_ptr
+        if grad_sequence_ptr is not None:
+            before_ptr = grad_sequence_ptr - grad_stride
+        grad_s_before = load_gradient(before_ptr, grad_total, offsets, mask & (remaining >= 0))
     slope = surrogate_gradient(h - theta, alpha, SURROGATE)
     if HARD:
         through = tl.where(h >= theta, 0.0, 1.0)
@@ -317,7 +394,7 @@ def walk_back(
                 leak = leak - x
             grad_tau -= tl.where(here, grad_h * leak, 0.0)
     tl.store(grad_x_ptr + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=here)
-    return tl.where(remaining > 0, before, grad_v), grad_tau
+    return tl.where(remaining > 0, before, grad_v), grad_tau, grad_s_before
 
 
 @triton.jit(do_not_specialize=["time_steps"])
@@ -389,7 +466,7 @@ def backward_kernel(
     grad_tau = tl.zeros([BLOCK], tl.float32)
     remaining = time_steps - earlier * STEPS
     for group in range(earlier + 1):
-        grad_v, grad_tau = walk_back(
+        grad_v, grad_tau, _ = walk_back(
             v,
             grad_v,
             grad_tau,
@@ -418,6 +495,7 @@ def backward_kernel(
             SURROGATE,
             LEARN_TAU,
             STEPS,
+            True,
             walk_back,
         )
         remaining = STEPS

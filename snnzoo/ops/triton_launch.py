@@ -20,7 +20,7 @@ from snnzoo.surrogate import ATan, PiecewiseQuadratic, Sigmoid
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.runtime.JITFunction)
 
 MOST_STEPS = 16  # of a backward pass that stay in registers; with a learned 1/tau, half of them
-MOST_LEVELS = 1 << 21  # that `triton_kernels.ROUND` rounds to integers
+MOST_LEVELS = 1 << 16  # for which `triton_kernels.nearest_units` is proven
 WARPS = 4
 WIDE_FROM = 2**31 - 2**16  # neurons of a step: beyond, offsets need 64 bits
 
@@ -81,7 +81,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             *flat.scalars,
             _tau(coding),
             *_start(coding),
-            getattr(coding, "gamma", 1.0),
+            coding.spike_value(1, torch.float32),  # gamma, rounded
             coding.spike_value(arguments.t, torch.float32),
             float(coding.largest_unit),
             lower,
@@ -98,6 +98,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             HARD=isinstance(coding, IF) and coding.v_reset is not None,
             DECAY_INPUT=isinstance(coding, LIF) and coding.decay_input,
             DIFFERENTIAL=coding.bias_once and not arguments.absolute,
+            CAPPED=upper < math.inf,
             SCALED=arguments.scaled if arguments.output == "sum" else arguments.sequence_scaled,
             WIDE=order.numel > WIDE_FROM,
             BLOCK=block,
