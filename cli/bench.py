@@ -38,7 +38,7 @@ def bench(
     ] = None,
     neuron: Annotated[str, typer.Option(metavar="if|lif|plif", help="With --model: its neurons.")] = "if",
     time_steps: Annotated[
-        int | None, typer.Option("--time-steps", "-T", min=1, metavar="T", help="Time steps; 4, or the file's.")
+        int | None, typer.Option("--time-steps", "-T", metavar="T", help="Time steps; 4, or the file's.")
     ] = None,
     batch_size: common.BatchSizeOption = 8,
     input_size: Annotated[
@@ -63,6 +63,7 @@ def bench(
       snnzoo bench resnet18-snn.safetensors --device cuda --dtype float16 --json speed.json
       snnzoo bench sew18.pth --model sew_resnet18 --neuron plif -T 4
     """
+    common.check_time_steps(time_steps)
     if checkpoint_of is not None:
         check_arguments(checkpoint_of, neuron, None, None)
     elif neuron != "if":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.errors import UsageError, printable
 from snnzoo.models.registry import list_models
 from snnzoo.progress import Progress
@@ -193,11 +194,17 @@ def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def parse_time_steps(text: str) -> list[int]:
-    """Return `"1,2,4"` as numbers, each at least 1."""
+    """Return `"1,2,4"` as numbers, in order, each that `check_time_steps` takes."""
     try:
         steps = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--time-steps must be numbers such as 1,2,4,8, got {text!r}") from None
-    if min(steps) < 1:
-        raise UsageError(f"--time-steps must be at least 1, got {text}")
+    except ValueError:  # also a number of thousands of digits
+        raise UsageError(f"--time-steps must be numbers such as 1,2,4,8, got {text[:80]!r}") from None
+    for number in steps:
+        check_time_steps(number)
     return sorted(set(steps))
+
+
+def check_time_steps(number: int | None) -> None:
+    """Refuse a number of time steps that no file could hold; None is none given."""
+    if number is not None and not 1 <= number <= MAX_TIME_STEPS:
+        raise UsageError(f"--time-steps must be from 1 to {MAX_TIME_STEPS}, got {number}")

@@ -10,7 +10,6 @@ import typer
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.tables import choice_table, layer_table
-from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.data.folders import class_names, is_frames, list_samples
 from snnzoo.data.preprocess import MAX_PIXELS, override, preset
 from snnzoo.errors import UsageError
@@ -90,8 +89,7 @@ def convert(
       snnzoo convert timm:resnet50d.a1_in1k --calib-data imagenet/train
       snnzoo convert mynet.py:make_net --checkpoint mine.pth --preprocess cifar10 --calib-data DIR
     """
-    if time_steps is not None and not 1 <= time_steps <= MAX_TIME_STEPS:
-        raise UsageError(f"--time-steps must be at least 1 and at most {MAX_TIME_STEPS}, got {time_steps}")
+    common.check_time_steps(time_steps)
     origin = ann_source(model, weights, checkpoint, num_classes, layout, manifest_file=manifest_file)
     output = output or Path(f"{origin.stem}-snn.safetensors")
     calib_data = calib_data or origin.calibration_source
@@ -114,14 +112,16 @@ def convert(
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.data.datasets import calibration_images
+    from snnzoo.data.loading import LeftOut
 
     chosen = make_recipe(recipe or "delta", **options)
     notes: list[str] = []
+    left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
         module = origin.load(progress, notes.append).to(common.torch_device(device))
         images = None
         if calib_data is not None:
-            images = calibration_images(calib_data, settings, calib_samples, seed, max_pixels, progress)
+            images = calibration_images(calib_data, settings, calib_samples, seed, max_pixels, progress, left_out)
         ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
         choice = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
@@ -145,7 +145,7 @@ def convert(
     conversion.save(net, output, replace=force)
     for line in notes:
         common.say(line, quiet)
-    _report(net.conversion, output, json, force, quiet, verbose)
+    _report(net.conversion, left_out.names, output, json, force, quiet, verbose)
 
 
 def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str | None) -> None:
@@ -159,7 +159,9 @@ def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str |
         raise UsageError("--tolerance is judged on calibration images: give --calib-data DIR")
 
 
-def _report(conversion: Any, output: Path, json: str | None, force: bool, quiet: bool, verbose: bool) -> None:
+def _report(
+    conversion: Any, left_out: list[str], output: Path, json: str | None, force: bool, quiet: bool, verbose: bool
+) -> None:
     calibration = conversion.recipe["calibration"]
     result = {
         "file": str(output),
@@ -170,6 +172,7 @@ def _report(conversion: Any, output: Path, json: str | None, force: bool, quiet:
         "preprocess": conversion.preprocess and conversion.preprocess.to_dict(),
         "source": conversion.source,
         "layers": conversion.layers,
+        "left_out": left_out,
         "size": output.stat().st_size,
     }
     common.write_json(json, result, force)

@@ -57,9 +57,9 @@ def export(
     common.check_choice("--format", format, FORMATS)
     if not file.is_file():
         raise UsageError(f"{file}: no such file; make one with snnzoo convert")
-    if time_steps is not None and (format == "nir" or time_steps < 1):
-        known = "a NIR graph takes one step at a time" if format == "nir" else f"must be at least 1, got {time_steps}"
-        raise UsageError(f"--time-steps: {known}")
+    if time_steps is not None and format == "nir":
+        raise UsageError("--time-steps: a NIR graph takes one step at a time")
+    common.check_time_steps(time_steps)
     if without_stem and format != "nir":
         raise UsageError(f"--without-stem is for --format nir: {format} exports all of the network")
     common.check_installed(f"--format {format}", NEEDS[format], "export")

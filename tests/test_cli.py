@@ -14,6 +14,7 @@ import torch
 import torchvision
 import typer
 from safetensors import safe_open
+from torch import nn
 from typer.testing import CliRunner
 
 import snnzoo
@@ -118,6 +119,23 @@ def test_eval_prints_one_table_with_gap_and_agreement(run, digits_home):
     assert "\x1b" not in result.out
 
 
+def test_convert_of_the_same_input_twice_is_the_same_bytes_whatever_images_cannot_be_read(run, image_folder):
+    torch.save(snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s").state_dict(), "ann.pth")
+    shutil.copytree(image_folder, "images")
+    Path("images/3/broken.png").write_bytes(b"not a picture")
+    for name in "ab":
+        result = run(
+            "convert", "resnet20", "--checkpoint", "ann.pth", "--calib-data", "images", "--input-size", "16",
+            "--recipe", "delta", "-T", "2", "-o", f"{name}.safetensors", "--json", f"{name}.json",
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        assert "left out: images/3/broken.png: cannot read this image" in result.err
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+    report = json.loads(Path("a.json").read_text())
+    assert len(report["left_out"]) == 1
+    assert report["recipe"]["calibration"]["images"] == 30
+
+
 def test_convert_without_images_is_data_free_and_says_so(run, resnet18_pth):
     result = run("convert", "resnet18", "--checkpoint", resnet18_pth, "--levels", "7", "-T", "8")
     assert result.code == 0, result.err
@@ -174,8 +192,13 @@ MISTAKES = {
     "tolerance of all": (["convert", "resnet18.digits", "--tolerance", "100"], 2, "percentage points in [0, 100)"),
     "tolerance, no images": (["convert", "resnet18", "--tolerance", "1", "--checkpoint", __file__], 2, "--calib-data"),
     "no pattern matches": (["list", "densenet*"], 2, "no model matches 'densenet*'"),
-    "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "at least 1 and at most 1024, got 0"),
-    "T below 1 in eval": (["eval", "{file}", "--data", "digits", "-T", "4,0"], 2, "--time-steps must be at least 1"),
+    "T below 1": (["convert", "resnet18.digits", "-T", "0"], 2, "--time-steps must be from 1 to 1024, got 0"),
+    "T below 1 in eval": (["eval", "{file}", "--data", "digits", "-T", "4,0"], 2, "must be from 1 to 1024, got 0"),
+    "T too large": (["convert", "resnet18.digits", "-T", "1025"], 2, "--time-steps must be from 1 to 1024, got 1025"),
+    "T too large in eval": (["eval", "{file}", "--data", "digits", "-T", "4,99999"], 2, "to 1024, got 99999"),
+    "T of many digits": (["eval", "{file}", "--data", "digits", "-T", "9" * 9999], 2, "such as 1,2,4,8, got '999"),
+    "T too large in bench": (["bench", "{file}", "-T", "1025"], 2, "--time-steps must be from 1 to 1024, got 1025"),
+    "T too large in export": (["export", "{file}", "-f", "pt2", "-T", "1025"], 2, "from 1 to 1024, got 1025"),
     "T no number": (["eval", "{file}", "--data", "digits", "-T", "4,x"], 2, "such as 1,2,4,8"),
     "weights and checkpoint": ([*CONVERT, "--weights", "digits"], 2, "not both"),
     "checkpoint is missing": (["convert", "resnet18", "--checkpoint", "nowhere.pth"], 2, "nowhere.pth: no such file"),

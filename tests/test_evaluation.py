@@ -8,8 +8,9 @@ from PIL import Image
 import snnzoo
 from helpers import firing
 from snnzoo import functional
-from snnzoo.data.datasets import calibration_images, labelled_data, limited
+from snnzoo.data.datasets import calibration_images, drawn, labelled_data, limited
 from snnzoo.data.digits import Digits
+from snnzoo.data.loading import LeftOut
 from snnzoo.data.preprocess import PRESETS, Preprocess
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation import evaluate
@@ -163,6 +164,31 @@ def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "a" / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(SnnzooError, match=r"broken\.png: cannot read"):
         calibration_images(str(tmp_path), PRESETS["digits"], 4)
+
+
+def test_an_unreadable_calibration_image_is_left_out_named_and_another_drawn_in_its_place(tmp_path, monkeypatch):
+    for i in range(8):
+        image = Image.new("RGB", (32, 32), (20 * i, 0, 0))
+        image.save(tmp_path / f"{i}.png")
+    before = calibration_images(str(tmp_path), PRESETS["cifar10"], 5, seed=3)
+    order = drawn(8, 5, 3)
+    (tmp_path / f"{order[1]}.png").write_bytes(b"not a picture")
+    told = []
+    left_out = LeftOut(told.append)
+    after = calibration_images(str(tmp_path), PRESETS["cifar10"], 5, seed=3, leave_out=left_out)
+    assert len(after) == 5
+    assert torch.equal(after[:4], before[[0, 2, 3, 4]])
+    assert left_out.names == [told[0].removeprefix("left out: ")]
+    assert f"{order[1]}.png: cannot read this image" in told[0]
+    few = calibration_images(str(tmp_path), PRESETS["cifar10"], 8, leave_out=LeftOut(told.append))
+    assert len(few) == 7
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"not a picture")
+    with pytest.raises(SnnzooError, match="none of 8 images can be read; the first one is "):
+        calibration_images(str(tmp_path), PRESETS["cifar10"], 5, leave_out=LeftOut(told.append))
+    monkeypatch.setattr("snnzoo.data.loading.MAX_LEFT_OUT", 3)
+    with pytest.raises(SnnzooError, match="more than 3 images cannot be read; the last one is "):
+        calibration_images(str(tmp_path), PRESETS["cifar10"], 5, leave_out=LeftOut(told.append))
 
 
 def test_the_same_seed_draws_the_same_images():

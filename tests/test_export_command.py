@@ -68,7 +68,7 @@ def test_an_onnx_file_has_the_steps_asked_for(run, files, tmp_path):
     [
         ("delta", ("--format", "nir"), 1, "--recipe rate, or export with --format onnx"),
         ("delta", ("--format", "tflite"), 2, "--format must be one of nir, onnx, pt2, got 'tflite'"),
-        ("delta", ("--format", "onnx", "-T", "0"), 2, "--time-steps: must be at least 1, got 0"),
+        ("delta", ("--format", "onnx", "-T", "0"), 2, "--time-steps must be from 1 to 1024, got 0"),
         ("rate", ("--format", "nir", "-T", "4"), 2, "a NIR graph takes one step at a time"),
         ("delta", ("--format", "pt2", "--without-stem"), 2, "--without-stem is for --format nir"),
     ],

@@ -244,3 +244,8 @@ def test_what_cannot_be_converted_is_one_error_that_names_the_operation_and_the_
 def test_images_of_a_wrong_size_are_said_to_be_that():
     with pytest.raises(SnnzooError, match="the input may have the wrong size"):
         capture(LeNet(), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_without_classes_is_refused():
+    with pytest.raises(SnnzooError, match=r"Sequential gives an output of shape \[3, 0\]: expected \[N, classes\]"):
+        capture(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 0)), torch.zeros(1, 1, 2, 2))

@@ -206,7 +206,7 @@ def test_unreadable_images_are_left_out_named_and_told_up_to_a_limit(small_netwo
     assert len(rest.left_out) == len(told) == 15
     assert rest.left_out[0].startswith("data/0/3.png: cannot read this image")
     assert rest.to_dict()["left_out"] == rest.left_out
-    monkeypatch.setattr("snnzoo.evaluation.evaluator.MAX_LEFT_OUT", 14)
+    monkeypatch.setattr("snnzoo.data.loading.MAX_LEFT_OUT", 14)
     with pytest.raises(SnnzooError, match="more than 14 images cannot be read; the last one is data/9/"):
         evaluate(*small_networks, labelled_data("data", SMALL, None, 10), [1])
 

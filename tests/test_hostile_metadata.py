@@ -13,6 +13,7 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
+from snnzoo.conversion.metadata import read
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import CheckpointError
 from snnzoo.evaluation.provenance import facts_of
@@ -62,7 +63,11 @@ REFUSED = {
     "coding": [
         ('{"name": "differential", "levels": 1000000000}', "'coding' must be"), ('{"name": []}', "'coding' must be"),
         ('{"name": "delta", "gamma": Infinity}', "Infinity is no number"), ("null", "'coding' must be"),
-        ('{"name": "unheard-of"}', "unknown coding"), ('{"name": "delta", "levels": "3"}', "'coding' must be"),
+        ('{"name": "unheard-of"}', "unknown coding"),
+        ('{"name": "delta", "levels": "3"}', "levels must be a int"),
+        ('{"name": "delta", "gamma": true}', "gamma must be a float"),
+        ('{"name": "delta", "x": "\\n"}', "'coding' must"),
+        (f'{{"name": "delta", "x": "{"y" * 101}"}}', "'coding' must be"),
         ('{"name": "delta", "lead": 1e300}', "'coding' must be"),
         ('{"name": "delta", "levels": 3, "extra": 1}', "delta"),
         (f'{{"name": "delta", "levels": {"9" * 5000}}}', "coding"),
@@ -110,6 +115,20 @@ def test_what_a_field_may_be_is_read(converted):
     ):
         net, error = load(converted, **{field: text})
         assert net is not None, (field, error)
+
+
+def test_settings_of_a_coding_from_outside_may_be_text_and_truth_values(converted):
+    coding = {"name": "floor", "rule": "down", "leaks": True, "start": 0.5}
+    assert read({**converted[2], "coding": json.dumps(coding)}, "net.safetensors")["coding"] == coding
+
+
+def test_layers_without_weights_are_refused(converted):
+    path, tensors, metadata = converted
+    for key, value in tensors.items():
+        if value.ndim and key.endswith(("conv1.weight", "bn1.bias", "fc.weight")):
+            empty = torch.empty((0, *value.shape[1:]))
+            _, error = load((path, {**tensors, key: empty}, metadata))
+            assert f"layers without weights: {key} {list(empty.shape)}; the file is damaged" in error
 
 
 VALUES = [None, True, -1, 0, 1, 2, 7, 1e9, 1 << 62, -(1 << 62), 0.5, -0.0, 1e308, "", "A", "\x1b[31m", "\udcff",

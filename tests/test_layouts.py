@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+import snnzoo
 from snnzoo import layer, neuron
 from snnzoo.checkpoints.layout_rules import LAYOUTS, Rule, is_neuron_key, writable_layout
 from snnzoo.checkpoints.layouts import from_torchvision
@@ -360,3 +361,13 @@ def test_a_surrogate_slope_of_an_older_library_is_no_unexpected_key(weights):
     net.load_state_dict(old, strict=True)
     with pytest.raises(RuntimeError, match="Unexpected"):
         net.load_state_dict({**old, "sn1.bogus": torch.tensor(2.0)}, strict=True)
+
+
+@pytest.mark.parametrize("size", [(0, 3, 3, 3), (16, 0, 3, 3), (16, 3, 0, 3)], ids=str)
+def test_layers_without_weights_are_refused_before_a_model_is_built(size):
+    state_dict = snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s").state_dict()
+    for key, shape in (("conv1.weight", size), ("layer1.0.bn1.bias", (0,)), ("fc.weight", (0, 64))):
+        with pytest.raises(CheckpointError, match=re.escape(f"layers without weights: {key} {list(shape)}; the file")):
+            read_layout({**state_dict, key: torch.empty(shape)}, "file.pth")
+    beside = read_layout({**state_dict, "queue": torch.empty(0)}, "file.pth")
+    assert beside.layout.name == "torchvision"

@@ -162,6 +162,8 @@ REFUSED = {
     "a folder of the system's": (lambda: "/proc/x", r"cannot write to the folder /proc"),
     "an input": (lambda: "input", r"-o input is what this command reads: give another name"),
     "an input by a link": (lambda: os.symlink("input", "alias") or "alias", r"-o alias is what this command reads"),
+    "an input by another name": (lambda: os.link("input", "twin") or "twin", r"-o twin is what this command reads"),
+    "another output by another name": (lambda: os.link("exists", "twin") or "twin", r"-o twin is also --report"),
     "another output": (lambda: "./other", r"-o other is also --json: give another name"),
 }
 
@@ -172,8 +174,9 @@ def test_an_output_that_must_not_be_is_refused_before_any_work(case):
         Path(name).write_text("old")
     make, message, *force = REFUSED[case]
     name = make()
+    outputs = {"--json": "other", "--report": "exists" if name == "twin" else None, "-o": name}
     with pytest.raises(SnnzooError, match=message):
-        check_outputs({"--json": "other", "--report": None, "-o": name}, [Path("input")], force=not force)
+        check_outputs(outputs, [Path("input")], force=not force)
     assert Path("input").read_text() == Path("exists").read_text() == "old"
 
 

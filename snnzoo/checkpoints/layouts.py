@@ -71,6 +71,7 @@ def translate(content: Any, source: str, networks: Networks, layout: str | None 
     """
     asked = None if layout is None else layout_named(layout)
     unwrapped = unwrap(content, source)
+    refuse_empty(unwrapped.state_dict, source)
     _refuse_foreign(unwrapped.state_dict, source)
     total, notes = len(unwrapped.state_dict), list(unwrapped.notes)
     if asked is None:
@@ -131,6 +132,21 @@ def _refuse_concatenated_pools(state_dict: Mapping[str, Tensor], names: Mapping[
             f"{source}: its head pools by average and by maximum together (fastai's AdaptiveConcatPool2d), which no "
             "model of the zoo does: train it with concat_pool=False"
         )
+
+
+def refuse_empty(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse layers with no weights at all: what is computed of nothing is an error, or zero without a word.
+
+    Raises:
+        CheckpointError: naming the first few.
+    """
+    empty = [f"{key} {list(value.shape)}" for key, value in tensors.items() if 0 in value.shape and _is_of_layer(key)]
+    if empty:
+        raise CheckpointError(f"{source}: layers without weights: {first_few(empty)}; the file is damaged")
+
+
+def _is_of_layer(key: str) -> bool:
+    return key.endswith((".weight", ".bias", ".running_mean", ".running_var"))
 
 
 def _refuse_foreign(state_dict: Mapping[str, Tensor], source: str) -> None:

@@ -26,12 +26,12 @@ def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[Pat
         UsageError: if an output exists and `force` is not set, is no regular file, or is an input or another output.
         SnnzooError: if its folder does not exist or cannot be written to.
     """
-    places = dict.fromkeys(map(_real, inputs), "what this command reads")
+    places = dict.fromkeys(map(_place, inputs), "what this command reads")
     for option, name in outputs.items():
         if name in (None, "-"):
             continue
         path = Path(str(name))
-        other = places.setdefault(_real(path), f"also {option}")
+        other = places.setdefault(_place(path), f"also {option}")
         if other != f"also {option}":
             raise UsageError(f"{option} {path} is {other}: give another name")
         _check_output(path, force)
@@ -40,6 +40,15 @@ def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[Pat
 def _real(path: Path) -> Path:
     """Where a file is, behind links: an output that is a link replaces what that leads to."""
     return Path(os.path.realpath(path))
+
+
+def _place(path: Path) -> tuple[int, int] | Path:
+    """What is the same for all names of a file: links of both kinds, and spellings where case does not count."""
+    try:
+        facts = path.stat()
+    except OSError:  # not there, or `_check_output` will say
+        return _real(path)
+    return facts.st_dev, facts.st_ino
 
 
 def _check_output(path: Path, force: bool) -> None:

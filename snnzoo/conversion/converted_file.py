@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.checkpoints.layout_rules import is_neuron_key
-from snnzoo.checkpoints.layouts import check_fits
+from snnzoo.checkpoints.layouts import check_fits, refuse_empty
 from snnzoo.codings import Coding, coding_from_dict
 from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.metadata import FIRST_FORMAT, FORMAT, read
@@ -146,6 +146,7 @@ def _ann(graph: Graph, tensors: Mapping[str, Tensor], conversion: Conversion, so
                 raise CheckpointError(
                     f"{source}: the tensor {key!r} is missing, the {role} of {node.path or node.name}"
                 )
+    refuse_empty(tensors, source)
     try:
         return Ann(graph, tensors, conversion.model, conversion.input_shape or []).eval()
     except SnnzooError as error:

@@ -19,6 +19,7 @@ MAX_TIME_STEPS = 1024
 MAX_CLASSES = 1 << 20
 MAX_SIZE = 4096  # pixels of an image, or its channels
 MAX_SETTING = 10_000  # of a coding
+MAX_TEXT = 100  # characters of one that is text
 FORMAT, FIRST_FORMAT = "snnzoo/2", "snnzoo/1"
 _PLAIN = ("format", "model", "time_steps", "snnzoo", "torch", "graph")  # text; a graph is read by `Graph.from_json`
 
@@ -34,7 +35,9 @@ def _is_coding(value: Any) -> bool:
 
 
 def _is_setting(value: Any) -> bool:
-    return is_number(value) and abs(value) <= MAX_SETTING
+    if isinstance(value, str):
+        return is_text(value) and len(value) <= MAX_TEXT
+    return isinstance(value, bool) or (is_number(value) and abs(value) <= MAX_SETTING)
 
 
 def _is_steps(value: Any) -> bool:
@@ -72,7 +75,7 @@ def _is_shape(value: Any) -> bool:
 
 _METADATA = {
     "format": Field("text", is_text, required=True),
-    "coding": Field(f"a mapping to a name and numbers up to {MAX_SETTING}", _is_coding, required=True),
+    "coding": Field(f"a mapping to a name, short text and numbers up to {MAX_SETTING}", _is_coding, required=True),
     "time_steps": Field(f"a whole number from 1 to {MAX_TIME_STEPS}", _is_steps, required=True),
     "recipe": Field("a mapping with a name, to plain values and its calibration and choice", _is_recipe, required=True),
     "preprocess": Field("a mapping, or null", _or_null(_is_mapping), required=True),

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from snnzoo.data.digits import Digits
 from snnzoo.data.folders import check_class_folders, is_frames, list_samples
 from snnzoo.data.frames import FrameFiles
+from snnzoo.data.loading import LeftOut
 from snnzoo.data.preprocess import MAX_PIXELS, Preprocess
 from snnzoo.errors import UnreadableSample, UsageError
 from snnzoo.progress import Progress
@@ -126,10 +127,15 @@ def _for_digits(preprocess: Preprocess | None) -> Preprocess:
 
 def limited(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:  # type: ignore[type-arg]
     """Return a random subset of `limit` samples, the same for the same seed; all of them if None."""
-    if limit is None or limit >= len(data):  # type: ignore[arg-type]
-        return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-    return Subset(data, order[:limit].tolist())
+    total = len(data)  # type: ignore[arg-type]
+    return data if limit is None or limit >= total else Subset(data, drawn(total, limit, seed)[:limit])
+
+
+def drawn(total: int, wanted: int, seed: int) -> list[int]:
+    """Return the places of all samples, in the order in which `wanted` of them are drawn: as they are if that is all"""
+    if wanted >= total:
+        return list(range(total))
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def calibration_images(
@@ -139,14 +145,19 @@ def calibration_images(
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
+    leave_out: LeftOut | None = None,
 ) -> Tensor:
     """Return `samples` random images, `[N, C, H, W]`: of the digits' training part, or from anywhere below a folder.
 
-    Of a folder of frames, `[N, T, C, H, W]`.
+    Of a folder of frames, `[N, T, C, H, W]`. There are fewer if the folder has no more.
+
+    Args:
+        leave_out: called for each that cannot be read, in whose place another is drawn.
 
     Raises:
         UsageError: if the folder has no images or frames.
-        SnnzooError: naming the file, if one cannot be read.
+        UnreadableSample: naming the file, if one cannot be read, without `leave_out`.
+        SnnzooError: if none can be read, or more than `leave_out` puts up with.
     """
     data: Dataset  # type: ignore[type-arg]
     if name == DIGITS:
@@ -154,11 +165,20 @@ def calibration_images(
     else:
         files = list_samples(Path(name))
         data = files_data(files, [0] * len(files), preprocess, max_pixels)
-    data = limited(data, samples, seed)
-    total = len(data)  # type: ignore[arg-type]
-    images = []
-    for i in range(total):
-        images.append(data[i][0])
+    images: list[Tensor] = []
+    order = drawn(len(data), samples, seed)  # type: ignore[arg-type]
+    total = min(samples, len(order))
+    for i in order:
+        try:
+            images.append(data[i][0])
+        except UnreadableSample as error:
+            if leave_out is None:
+                raise
+            leave_out(error)
         if progress:
-            progress(i + 1, total, "reading calibration images")
+            progress(len(images), total, "reading calibration images")
+        if len(images) == total:
+            break
+    if leave_out is not None:
+        leave_out.require_some(len(images))
     return torch.stack(images)

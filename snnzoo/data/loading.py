@@ -10,9 +10,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from snnzoo.errors import UnreadableSample
+from snnzoo.errors import SnnzooError, UnreadableSample
 
 BATCHES_AHEAD = 2
+MAX_LEFT_OUT = 50  # samples that cannot be read, before something else must be wrong
+
+
+class LeftOut:
+    """Counts and names the samples that cannot be read, as they are left out.
+
+    Args:
+        notify: called with a line for each.
+        names: of those left out before.
+
+    Raises:
+        SnnzooError: when called with one too many.
+    """
+
+    def __init__(self, notify: Callable[[str], None], names: Iterable[str] = ()) -> None:
+        self.notify, self.names = notify, list(names)
+
+    def __call__(self, error: UnreadableSample) -> None:
+        self.names.append(str(error))
+        self.notify(f"left out: {error}")
+        if len(self.names) > MAX_LEFT_OUT:
+            raise SnnzooError(f"more than {MAX_LEFT_OUT} images cannot be read; the last one is {error}")
+
+    def require_some(self, read: int) -> None:
+        """Raise a SnnzooError if samples were left out, and none were `read`."""
+        if self.names and not read:
+            raise SnnzooError(f"none of {len(self.names)} images can be read; the first one is {self.names[0]}")
 
 
 def batches(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from snnzoo.data.datasets import labelled_tensors
-from snnzoo.data.loading import batches
-from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
+from snnzoo.data.loading import LeftOut, batches
+from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.partial import PartialCounts
@@ -24,7 +24,6 @@ from snnzoo.progress import Progress
 from snnzoo.threshold_node import ThresholdNode
 
 ALONE = Rank()
-MAX_LEFT_OUT = 50  # images that cannot be read, before something else must be wrong
 
 
 class Interrupted(KeyboardInterrupt):
@@ -102,19 +101,12 @@ def evaluate(
     classes = network.num_classes
     counted = found or (Tally.empty(time_steps, classes), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(rank.rank, -(-total // batch_size), rank.world_size)[counted[1] :]
-    left_out: list[str] = []  # of the batch that is due
-
-    def leave_out(error: UnreadableSample) -> None:
-        left_out.append(str(error))
-        notify(f"left out: {error}")
-        if len(counted[0].left_out) + len(left_out) > MAX_LEFT_OUT:
-            raise SnnzooError(f"more than {MAX_LEFT_OUT} images cannot be read; the last one is {error}")
-
+    left_out = LeftOut(notify, counted[0].left_out)
     pinned = runner.device.type == "cuda"
     try:
-        for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=leave_out):
+        for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=left_out):
             batch = Tally.empty(time_steps, classes)
-            batch.left_out, left_out = left_out, []
+            batch.left_out = left_out.names[len(counted[0].left_out) :]
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
@@ -137,8 +129,7 @@ def evaluate(
         if partial and counted[1]:
             partial.save(*counted)
     tally = rank.gather(counted[0])
-    if tally.images == 0 and tally.left_out:
-        raise SnnzooError(f"none of {total} images can be read; the first one is {tally.left_out[0]}")
+    LeftOut(notify, tally.left_out).require_some(tally.images)
     return tally.evaluation(bits, ann is not None)
 
 

@@ -149,14 +149,14 @@ def _require_same(module: nn.Module, graph: Graph, images: Tensor) -> None:
     with torch.no_grad():
         expected = logits_of(module(images), type(module).__name__)
         actual = run_graph(graph, tensors, images)
+    if expected.ndim != 2 or 0 in expected.shape:
+        raise SnnzooError(
+            f"{type(module).__name__} gives an output of shape {list(expected.shape)}: expected [N, classes]"
+        )
     scale = expected.nan_to_num(0, 0, 0).abs().amax().clamp(min=1e-6).item()
     same = expected.shape == actual.shape and torch.allclose(expected, actual, 0, TOLERANCE * scale, equal_nan=True)
     if not same:
         raise SnnzooError(
             f"{type(module).__name__} was not captured rightly: its graph gives other logits; does its output depend "
             "on more than the image (random numbers, earlier calls)?"
-        )
-    if expected.ndim != 2:
-        raise SnnzooError(
-            f"{type(module).__name__} gives an output of shape {list(expected.shape)}: expected [N, classes]"
         )
