@@ -77,6 +77,8 @@ def bench(
 
     import torch
 
+    from snnzoo.inference.memory import is_out_of_memory
+
     target = common.torch_device(device)
     if checkpoint_of is None:
         net, ann, size, steps = _networks(model)
@@ -99,7 +101,9 @@ def bench(
     try:
         with common.progress_bars(quiet) as progress:
             report = settings | _measure(net, ann, images, steps, target, getattr(torch, dtype), repeats, progress)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise SnnzooError(f"{batch_size} images do not fit the GPU's memory: use a smaller --batch-size") from None
     if common.write_json(json, report, force) or quiet:
         return

@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-import snnzoo
 from snnzoo.data.loading import batches
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.runner import BatchLimit
-from snnzoo.inference import graphs
 
 DATA = TensorDataset(torch.arange(10.0).view(10, 1, 1, 1), torch.arange(10))
 
@@ -108,71 +106,31 @@ def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_do():
         BatchLimit(2, lambda _: None).run(small_gpu(0)[0], torch.zeros(3, 1, 5, 6))
 
 
+@pytest.mark.parametrize("message", [
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "Triton Error [CUDA]: out of memory",
+    "CUDA error: out of memory",
+])  # fmt: skip
+def test_whoever_runs_out_of_memory_the_batch_is_halved_once_memory_is_freed(message):
+    freed, sizes = [], []
+
+    def double(images):
+        sizes.append(len(images))
+        if not freed:
+            raise RuntimeError(message)
+        return 2 * images
+
+    images = DATA.tensors[0]
+    results = BatchLimit(8, lambda _: None, lambda: freed.append(len(sizes))).run(double, images)
+    assert torch.equal(torch.cat(results), 2 * images)
+    assert (freed, sizes[:2]) == ([1], [8, 4])
+
+
 def test_other_errors_pass():
     def broken(images):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
         BatchLimit(2, lambda _: None).run(broken, DATA.tensors[0])
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Graphs on a machine without a GPU: what would be recorded is noted, and runs as it is."""
-    recorded = []
-
-    def capture(function, x, pool):
-        assert pool == "pool"
-        if x.numel() > 100:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        recorded.append(tuple(x.shape))
-        return lambda x: function(x) + 1  # tells a replay from a run
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
-    return recorded
-
-
-def test_each_key_is_recorded_once(recorder):
-    cache, x = graphs.GraphCache(), torch.ones(2)
-    assert [cache.run(key, torch.neg, x).tolist() for key in "aba"] == [[0, 0]] * 3
-    assert recorder == [(2,), (2,)]
-
-
-def test_the_graph_not_used_for_longest_is_given_up(recorder):
-    cache, x = graphs.GraphCache(), torch.ones(2)
-    for key in [*range(graphs.GRAPHS_KEPT), 0, "one too many"]:
-        cache.run(key, torch.neg, x)
-    assert list(cache.functions) == [*range(2, graphs.GRAPHS_KEPT), 0, "one too many"]
-
-
-def test_without_memory_for_a_graph_the_function_runs_as_it_is(recorder):
-    cache, x = graphs.GraphCache(), torch.ones(200)
-    assert torch.equal(cache.run("large", torch.neg, x), -x)
-    assert recorder == []
-
-
-def test_a_run_that_does_not_fit_is_the_callers_to_handle(recorder):
-    cache = graphs.GraphCache()
-    with pytest.raises(torch.OutOfMemoryError):
-        cache.run("large", small_gpu(1)[0], torch.ones(2))
-    assert not cache.functions
-
-
-def test_a_network_is_recorded_for_each_shape_of_input_and_runs_by_itself_when_watched(recorder, monkeypatch):
-    monkeypatch.setattr(graphs, "capture", lambda function, x, pool: recorder.append(tuple(x.shape)) or function)
-    net = snnzoo.create_model("resnet20", num_classes=3).eval()
-    plain, fast = snnzoo.prepare_for_inference(net), snnzoo.prepare_for_inference(net)
-    fast._graphs = graphs.GraphCache()
-    x = torch.randn(4, 3, 8, 8)
-    # a static image of 2 x 2 steps, and two different ones, have as many images in memory
-    inputs = [x.expand(2, *x.shape), x.unflatten(0, (2, 2)), x.expand(2, *x.shape), x.expand(3, *x.shape)]
-    for x_seq in inputs:
-        torch.testing.assert_close(fast(x_seq), plain(x_seq))
-        torch.testing.assert_close(fast.final(x_seq), plain.final(x_seq))
-    assert recorder == [(4, 3, 8, 8)] * 6
-    seen = []
-    fast(x.expand(5, *x.shape), lambda node, inputs, value: seen.append(node.name))
-    assert seen == [node.name for node in fast.network.graph]
-    fast.without_graphs()(x.expand(6, *x.shape))
-    assert len(recorder) == 6

@@ -15,6 +15,7 @@ from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import prepare_for_inference
+from snnzoo.inference.memory import is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -25,10 +26,13 @@ class BatchLimit:
     Args:
         size: images at a time, at first.
         notify: gets one line when parts become smaller.
+        free: gives up memory that functions keep, before smaller parts are run.
     """
 
-    def __init__(self, size: int, notify: Callable[[str], None]) -> None:
-        self.size, self.notify = size, notify
+    def __init__(
+        self, size: int, notify: Callable[[str], None], free: Callable[[], None] = torch.cuda.empty_cache
+    ) -> None:
+        self.size, self.notify, self.free = size, notify, free
 
     def run(self, function: Callable[[Tensor], Result], images: Tensor) -> list[Result]:
         """Return what `function` gives for each part of `images [N, ...]`, in order.
@@ -44,7 +48,9 @@ class BatchLimit:
                 results.append(function(part))
                 done += len(part)
                 continue
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise SnnzooError(
                         f"one image of {part.shape[-1]}x{part.shape[-2]} pixels does not fit the GPU's memory: "
@@ -53,7 +59,7 @@ class BatchLimit:
             # out of the handler, which keeps the tensors of the failed call alive
             self.size = len(part) // 2
             self.notify(f"a batch of {len(part)} images does not fit the GPU's memory: going on with {self.size}")
-            torch.cuda.empty_cache()
+            self.free()
         return results
 
 
@@ -86,7 +92,7 @@ class Runner:
         self.reads_each_step = net.coding is None
         self.coding = net.coding or Rate()  # a trained network is given frames as one whose rates decode
         self.meter = ActivityMeter(self.fast.network)
-        self.limit = BatchLimit(batch_size, notify)
+        self.limit = BatchLimit(batch_size, notify, self._free_memory)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -96,6 +102,10 @@ class Runner:
         """
         expected, logits = zip(*self.limit.run(self._run, images), strict=True)
         return None if self.ann is None else torch.cat(expected), torch.cat(logits, dim=1)
+
+    def _free_memory(self) -> None:
+        self.fast.forget_graphs()
+        torch.cuda.empty_cache()
 
     def _run(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         images = images.to(self.device, self.dtype, non_blocking=True)

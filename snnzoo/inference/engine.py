@@ -17,6 +17,7 @@ from snnzoo.inference.integer import PIECES, round_weights
 from snnzoo.inference.network import FoldedNetwork
 from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.models.base import SpikingNet
+from snnzoo.ops import backends
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
@@ -29,6 +30,7 @@ def prepare_for_inference(
     device: str | torch.device | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     cuda_graph: bool = True,
+    cudnn_benchmark: bool = True,
     compile: bool = False,
 ) -> InferenceNetwork:
     """A network's fast form for evaluation mode. The network itself is not changed.
@@ -45,6 +47,8 @@ def prepare_for_inference(
         device: the network's if None.
         memory_format: of images and activations; `torch.channels_last` is the fastest nearly everywhere.
         cuda_graph: on a CUDA device, record a graph for each shape of input, at the first call with it.
+        cudnn_benchmark: let cuDNN measure, before a graph is recorded, which algorithm is the fastest for each
+            convolution. False keeps to its own guess, which is the same in every process.
         compile: pass the network through `torch.compile`, which takes minutes at the first call.
 
     Raises:
@@ -66,7 +70,7 @@ def prepare_for_inference(
         round_weights(network, weights)
     if compile:
         network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
-    graphs = GraphCache() if cuda_graph and device.type == "cuda" else None
+    graphs = GraphCache(cudnn_benchmark) if cuda_graph and device.type == "cuda" else None
     return InferenceNetwork(network, dtype, device, memory_format, graphs)
 
 
@@ -117,6 +121,11 @@ class InferenceNetwork:
         """The same network, launched from Python at each call."""
         return InferenceNetwork(self.network, self.dtype, self.device, self.memory_format, None)
 
+    def forget_graphs(self) -> None:
+        """Give up the CUDA graphs recorded so far, and the memory that they keep; the next calls record anew."""
+        if self._graphs is not None:
+            self._graphs.clear()
+
     @torch.inference_mode()
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim not in (3, 5):
@@ -139,7 +148,8 @@ class InferenceNetwork:
 
         if self._graphs is None:
             return run(images)
-        return self._graphs.run((images.shape, batch, time_steps, readout.__name__), run, images)
+        key = (images.shape, batch, time_steps, readout.__name__, backends.forced())
+        return self._graphs.run(key, run, images)
 
     def _reset(self, *, keeps_state: bool) -> None:
         reset_net(self.network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Backend:
     Args:
         name: for `use_backend`.
         unavailable: returns why it cannot run on this machine; None if it can.
-        refuses: returns why it does not take a call `(x_seq, coding, arguments, gradient)`; None if it does.
-            `gradient` tells whether a backward pass follows.
+        refuses: returns why it does not take a call `(x_seq, coding, arguments, gradient)`, which it does not where it
+            is unavailable; None if it does. `gradient` tells whether a backward pass follows.
         forward: `(x_seq, coding, arguments)`, outside autograd.
         backward: `(gradients, x_seq, coding, arguments)`, for codings of the IF family.
     """
@@ -70,15 +71,35 @@ def _is_heaviside(surrogate: object) -> bool:
 
 @functools.cache
 def _triton_is_unavailable() -> str | None:
+    """Probe once; on a machine with a GPU, warn of what is in the way."""
+    reason = _probe_triton()
+    if reason is not None and torch.cuda.is_available():
+        warnings.warn(f"{reason}; on a GPU neurons run step by step in PyTorch, several times slower", stacklevel=2)
+    return reason
+
+
+def _probe_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     try:
         from snnzoo.ops import triton_launch
     except Exception as error:  # whatever is wrong with an installation, the reference still works
         return f"triton does not import: {error}"
-    if triton_launch.INTERPRETED or torch.cuda.is_available():
+    if triton_launch.INTERPRETED:
         return None
-    return "there is no CUDA device (TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU)"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device (TRITON_INTERPRET=1, set before triton is imported, runs its kernels on a CPU)"
+    try:
+        triton_launch.probe()
+    except Exception as error:  # it needs a C compiler, a driver that is new enough, a folder to write to ...
+        return f"triton's kernels cannot be launched: {error}"
+    return None
+
+
+def _triton_refuses(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) -> str | None:
+    if x_seq.device.type not in ("cuda", "cpu"):
+        return f"tensors on {x_seq.device}"
+    return _triton_is_unavailable() or _triton().refuses(x_seq, coding, arguments, gradient)
 
 
 def _triton() -> Any:
@@ -92,7 +113,7 @@ BACKENDS = (
     Backend(
         "triton",
         _triton_is_unavailable,
-        _fast(lambda *call: _triton().refuses(*call)),
+        _fast(_triton_refuses),
         lambda *call: _triton().forward(*call),
         lambda *call: _triton().backward(*call),
     ),
@@ -147,11 +168,7 @@ def choose(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool) 
         backend = named(_forced)
         require(_forced, backend.refuses(x_seq, coding, arguments, gradient))
         return backend
-    return next(
-        backend
-        for backend in BACKENDS
-        if backend.unavailable() is None and backend.refuses(x_seq, coding, arguments, gradient) is None
-    )
+    return next(backend for backend in BACKENDS if backend.refuses(x_seq, coding, arguments, gradient) is None)
 
 
 def require(name: str, reason: str | None) -> None:

@@ -54,6 +54,13 @@ def refuses(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool)
     return None
 
 
+def probe() -> None:
+    """Launch a kernel on one neuron: raises what keeps kernels from being compiled or launched here."""
+    forward(
+        torch.zeros(1, 1, device="cuda"), IF(), Arguments(1.0, 0.0, None, None, 0, "sum", False, torch.float32, False)
+    )
+
+
 def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
     """Return what `ops.multi_step_neuron` does, outside autograd."""
     order = memory_order(x_seq)
