@@ -96,7 +96,7 @@ def content(path):
     if path.suffix in (".pt2", ".pth"):
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None
-            return {info.filename.partition("/")[2]: info.file_size for info in archive.infolist()}
+            return {info.filename.partition("/")[2]: (info.file_size, info.CRC) for info in archive.infolist()}
     return path.read_bytes()
 
 

@@ -18,7 +18,7 @@ from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import CheckpointError
 from snnzoo.evaluation.provenance import facts_of
 
-HANG = 60  # seconds; a machine may be busy
+HANG = 20  # seconds of this process; a machine may be busy
 MEMORY = 200 << 20  # bytes beyond what a good file needs
 
 
@@ -90,13 +90,13 @@ REFUSED = {
 def test_what_a_field_cannot_be_is_one_line_that_names_it(field, converted):
     before = peak()
     for text, message in REFUSED[field]:
-        started = time.monotonic()
+        started = time.process_time()
         net, error = load(converted, **{field: text})
         assert net is None, (field, text)
         assert re.fullmatch(r".*changed\.safetensors: [^\n]*", error), error
         assert re.search(message, error), error
         assert len(error) < 1000
-        assert time.monotonic() - started < HANG
+        assert time.process_time() - started < HANG
     assert peak() - before < MEMORY
 
 
@@ -188,11 +188,11 @@ def tally(converted, numbers):
     for number in numbers:
         changed = path.with_name("tampered.safetensors")
         write_safetensors(changed, tensors, tampered(number, metadata))
-        started = time.monotonic()
+        started = time.process_time()
         message = taken_apart(changed)
         loaded += not message
         assert not message or re.fullmatch(r".*tampered\.safetensors: [^\n]*", message), (number, message)
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.process_time() - started)
     assert 0 < loaded < len(numbers)
     assert slowest < HANG
     assert peak() - before < MEMORY

@@ -1,9 +1,12 @@
 """Models are known by the keys and shapes of their weights."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
+from snnzoo.checkpoints.untrusted import limits
 from snnzoo.errors import CheckpointError
 from snnzoo.models import factory, registry
 from snnzoo.recognition import architecture, identify
@@ -83,3 +86,11 @@ def test_incomplete_weights_still_tell_what_they_can():
     found = architecture(weights)
     assert (found.name, found.num_classes, found.depth) == ("resnet50", None, 50)
     assert architecture({}).name is None
+
+
+@pytest.mark.slow
+def test_as_many_stages_as_a_file_may_have_tensors_are_counted_in_seconds():
+    state_dict = {f"layer{i}.0.conv1.weight": torch.zeros(1, 1, 1, 1) for i in range(limits.MAX_TENSORS)}
+    started = time.process_time()
+    assert architecture(state_dict).stages == (1,) * limits.MAX_TENSORS
+    assert time.process_time() - started < 20

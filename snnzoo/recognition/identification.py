@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from snnzoo.models.heads import Description, features
 from snnzoo.models.registry import MODELS
 from snnzoo.recognition.head import infer_head
 
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight$")
+_BLOCK = re.compile(r"layer(\d+)\.\d+\.conv1\.weight$")
 _VGG_ENDS = ("features.0.weight", "classifier.6.weight")
 _VGG_LAYER = re.compile(r"features\.(\d+)\.weight$")
 
@@ -95,8 +96,8 @@ def architecture(state_dict: Mapping[str, Tensor]) -> Architecture:
     """
     if any(_VGG_LAYER.match(key) for key in state_dict):
         return _vgg(state_dict)
-    blocks = [tuple(map(int, match.groups())) for key in state_dict if (match := _BLOCK.match(key))]
-    stages = tuple(sum(stage == s for s, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
+    blocks = Counter(int(match[1]) for key in state_dict if (match := _BLOCK.match(key)))
+    stages = tuple(blocks[stage] for stage in sorted(blocks))
     bottleneck = "layer1.0.conv3.weight" in state_dict
     groups, width = _groups_and_width(state_dict) if bottleneck else (1, 64)
     stem = _shape(state_dict, "conv1.weight", 4)
