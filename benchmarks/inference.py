@@ -2,11 +2,12 @@
 
     python benchmarks/inference.py                               # a CPU: batch 2, float32
     python benchmarks/inference.py --device cuda                 # a GPU: batch 32, float16
-    python benchmarks/inference.py --models resnet18 --time-steps 4 --json inference.json
+    python benchmarks/inference.py --models resnet18 densenet121 --time-steps 4 --json inference.json
 
 All contenders take turns in one process, on the same random images; figures are medians. The spiking networks
-have the same weights and IF neurons (hard reset); `fast_delta` is the ANN converted with the delta recipe; on a
-CPU, `..._int8` and `..._int16` have integer weights.
+have the same weights and IF neurons (hard reset); of networks that the zoo lacks (any of torchvision's), they are the
+ANN converted with the rate recipe, and by spikingjelly's ann2snn. `fast_delta` is the ANN converted with the delta
+recipe; on a CPU, `..._int8` and `..._int16` have integer weights.
 spikingjelly runs multi-step in every setting that can be had here: as it is, channels-last, with its BN folding,
 under torch.compile (`--compile`), and in half precision with its precision configuration; its best one counts.
 
@@ -26,12 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import snnzoo
 from snnzoo.graph.graph import Node
+from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import InferenceNetwork, measure
+from snnzoo.models.base import SpikingNet
 from snnzoo.models.factory import build
+from snnzoo.models.registry import MODELS
 
 Run = Callable[[], object]
 
@@ -85,16 +90,16 @@ def compare(
 ) -> dict[str, Any]:
     """Times, ratios, memory and floor of every contender."""
     torch.manual_seed(0)
-    ann = measure.torchvision_ann(build(model, neuron=nn.ReLU, step_mode="s").eval())
-    net = build(model, neuron=snnzoo.neuron.IFNode).eval()
-    net.load_state_dict(ann.state_dict())
+    ann, net = networks(model, time_steps)
     images = torch.randn(options.batch_size, 3, options.size, options.size).to(device, options.dtype)
     delta_net = snnzoo.convert(ann, None, levels=3, gamma=0.5, time_steps=time_steps)
     fast, delta = (snnzoo.prepare_for_inference(n, dtype=options.dtype, device=device) for n in (net, delta_net))
     x_seq = images.expand(time_steps, *images.shape)
-    peers, lacking = spikingjelly(net, model, images, time_steps, options)
+    peers, lacking = spikingjelly(ann, net, model, images, time_steps, options)
     with torch.inference_mode():
-        difference = (fast(x_seq.float()).mean(0) - peers["spikingjelly"]().float()).abs().max().item()
+        difference = None
+        if isinstance(net, SpikingNet) and peers:  # the same neurons
+            difference = (fast(x_seq.float()).mean(0) - peers["spikingjelly"]().float()).abs().max().item()
         net, ann = net.to(device, options.dtype), ann.to(device, options.dtype)
         runs = measure.contenders(net, ann, fast, images, time_steps)
         runs |= {"fast_delta": lambda: delta(x_seq), "fast_delta_final": lambda: delta.final(x_seq), **peers}
@@ -107,7 +112,7 @@ def compare(
         memory = measure.peak_memories(runs, fast, x_seq)
         flops, moved = flops_and_bytes(fast, x_seq)
     floor = {"arithmetic": flops / rates["matmul_flops"], "memory": moved / rates["copy_bytes"]}
-    best_peer = min(peers, key=lambda name: seconds[name])
+    best_peer = min(peers, key=lambda name: seconds[name], default=None)
     return {
         "model": model,
         "time_steps": time_steps,
@@ -123,12 +128,23 @@ def compare(
                 "to_ann": seconds[name] / seconds["ann"],
                 "to_ann_folded": seconds[name] / seconds["ann_folded"],
                 "to_ann_folded_graph": seconds[name] / seconds.get("ann_folded_graph", float("nan")),
-                "to_spikingjelly": seconds[name] / seconds[best_peer],
+                "to_spikingjelly": seconds[name] / (seconds[best_peer] if best_peer else float("nan")),
                 "peak_bytes": memory[name],
             }
             for name in runs
         },
     }
+
+
+def networks(model: str, time_steps: int) -> tuple[nn.Module, SpikingNet | SpikingNetwork]:
+    """torchvision's ANN with random weights where it has one, and its spiking network."""
+    if model not in MODELS:
+        ann = torchvision.models.get_model(model, num_classes=1000).eval()
+        return ann, snnzoo.convert(ann, None, "rate", time_steps=time_steps)
+    ann = measure.torchvision_ann(build(model, neuron=nn.ReLU, step_mode="s").eval())
+    net = build(model, neuron=snnzoo.neuron.IFNode).eval()
+    net.load_state_dict(ann.state_dict())
+    return ann, net
 
 
 def integer_runs(nets: dict[str, nn.Module], x_seq: Tensor) -> dict[str, Run]:
@@ -141,18 +157,33 @@ def integer_runs(nets: dict[str, nn.Module], x_seq: Tensor) -> dict[str, Run]:
     return runs
 
 
-def spikingjelly(
-    net: nn.Module, model: str, images: Tensor, time_steps: int, options: argparse.Namespace
-) -> tuple[dict[str, Run], dict[str, str]]:
-    """Ways to run spikingjelly's network with the weights of `net`, and why others cannot be had."""
-    from spikingjelly.activation_based import functional, neuron, surrogate
+def their_network(ann: nn.Module, net: nn.Module, model: str) -> nn.Module:
+    """spikingjelly's network with the weights of `net`; of networks that the zoo lacks, its conversion of `ann`."""
+    from spikingjelly.activation_based import ann2snn, functional, neuron, surrogate
+    from spikingjelly.activation_based.ann2snn.recipes import RateCodingRecipe
     from spikingjelly.activation_based.model import spiking_resnet
 
-    make = getattr(spiking_resnet, f"spiking_{model}")
-    theirs = make(spiking_neuron=neuron.IFNode, surrogate_function=surrogate.ATan())
-    theirs.load_state_dict(net.state_dict())
+    if isinstance(net, SpikingNet):
+        make = getattr(spiking_resnet, f"spiking_{model}")
+        theirs = make(spiking_neuron=neuron.IFNode, surrogate_function=surrogate.ATan())
+        theirs.load_state_dict(net.state_dict())
+    else:
+        recipe = RateCodingRecipe([torch.randn(2, 3, 64, 64)])
+        theirs = ann2snn.Converter(recipe=recipe).convert(copy.deepcopy(ann))
     functional.set_step_mode(theirs, "m")
-    theirs = theirs.eval().to(images.device)
+    return theirs.eval()  # type: ignore[no-any-return]
+
+
+def spikingjelly(
+    ann: nn.Module, net: nn.Module, model: str, images: Tensor, time_steps: int, options: argparse.Namespace
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """Ways to run spikingjelly's network, and why others cannot be had; none where it is not installed."""
+    try:
+        from spikingjelly.activation_based import functional
+
+        theirs = their_network(ann, net, model).to(images.device)
+    except Exception as error:  # whatever their library says: it is reported, not hidden
+        return {}, {"spikingjelly": f"{type(error).__name__}: {error}"}
     x_seq = images.float().repeat(time_steps, 1, 1, 1, 1)
     x_last = x_seq.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x_seq.shape[:2])
 
@@ -248,10 +279,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def show(result: dict[str, Any]) -> None:
     floor = result["floor_seconds"]
+    difference = result["largest_difference_of_logits"]
     print(
         f"\n{result['model']}, T = {result['time_steps']}; floor: arithmetic {1000 * floor['arithmetic']:.1f} ms, "
-        f"memory {1000 * floor['memory']:.1f} ms; best of spikingjelly: {result['spikingjelly_best']}; "
-        f"logits differ from its by {result['largest_difference_of_logits']:.1e}"
+        f"memory {1000 * floor['memory']:.1f} ms; best of spikingjelly: {result['spikingjelly_best']}"
+        + ("" if difference is None else f"; logits differ from its by {difference:.1e}")
     )
     print(f"{'':28}{'ms':>9}{'/ ANN':>9}{'/ folded':>10}{'/ graph':>9}{'/ SJ best':>11}{'peak MB':>9}")
     for name, row in result["contenders"].items():
