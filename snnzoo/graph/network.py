@@ -3,7 +3,8 @@
 What a signal of a spiking network means depends on the coding. Where outputs add up to what they stand for
 (`bias_once`), signals are changes: linear operations pass them on, constants enter once, and what is not linear keeps
 what its inputs add up to and sends how its output changes. Where the mean of outputs decodes, constants enter at every
-step. Values that depend on no neuron are the ANN's own, and a static image's are computed once.
+step. Values that depend on no neuron are the ANN's own, of the mean of the frames so far where the mean decodes; a
+static image's are computed once.
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ class SpikingNetwork(GraphModule, StepModule):
     def _remember(self, node: Node) -> None:
         """Make the memory that a node needs on changes."""
         graph = self.graph
-        if self.coding is None or node.name in self._sites or node.name in graph.analog:
+        if self.coding is None or node.name in self._sites or node.name in graph.behind_readout:
+            return
+        if node.name in graph.before_neurons and (self.coding.bias_once or node.row.kind != "nonlinear"):
             return
         early = [name for name in node.inputs if name in graph.before_neurons]
         if node.row.kind == "nonlinear":
@@ -244,10 +247,12 @@ class SpikingNetwork(GraphModule, StepModule):
     def _run_node(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
         if node.name in self._sites:
             return self._stepwise(self.neuron(node.path), inputs[0])
-        if self.coding is None or node.name in self.graph.before_neurons:
+        if self.coding is None:
             return node_each_step(node, tensors, inputs)
-        if node.row.kind == "nonlinear":
+        if _key(node.name) in self._changes:
             return self._nonlinear(node, inputs)
+        if node.name in self.graph.before_neurons:
+            return node_each_step(node, tensors, inputs)
         if not self.coding.bias_once:
             return node_each_step(node, tensors, inputs)
         return self._linear_in_changes(node, tensors, inputs)
@@ -275,6 +280,8 @@ class SpikingNetwork(GraphModule, StepModule):
     def _nonlinear(self, node: Node, inputs: list[Tensor]) -> Tensor:
         """What the inputs add up to goes in; the change of what comes out is sent."""
         assert self.coding is not None
+        if self._t == 0 and all(is_static(x) for x in inputs):
+            return self._of_static(node, inputs)
         sums = [
             self._sums[_key(node.name, name)](x) if _key(node.name, name) in self._sums else x
             for name, x in zip(node.inputs, inputs, strict=True)
@@ -286,6 +293,15 @@ class SpikingNetwork(GraphModule, StepModule):
             y_seq = node_each_step(node, {}, [x / counts.view(-1, *[1] * (x.ndim - 1)) for x in sums])
             y_seq = y_seq * counts.view(-1, *[1] * (y_seq.ndim - 1))
         return self._changes[_key(node.name)](y_seq).to(inputs[0].dtype)  # type: ignore[no-any-return]
+
+    def _of_static(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        """The value of a static image, once; the memories as if it had been computed at each step."""
+        y_seq = node_each_step(node, {}, inputs)
+        time_steps = len(y_seq)
+        for name, x in zip(node.inputs, inputs, strict=True):
+            self._sums[_key(node.name, name)].total = x[0] * time_steps
+        self._changes[_key(node.name)].last = y_seq[0] * time_steps
+        return y_seq
 
     def extra_repr(self) -> str:
         return f"{len(self._sites)} neuron sites, {self.coding or 'trained'}, step_mode={self.step_mode!r}"
