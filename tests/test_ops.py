@@ -133,7 +133,7 @@ def test_no_steps_are_an_error():
 
 
 def test_an_unknown_backend_is_an_error_that_lists_them():
-    with pytest.raises(ValueError, match="one of cpu, triton, reference"), ops.use_backend("cuda"):
+    with pytest.raises(ValueError, match="one of compiled, cpu, triton, reference"), ops.use_backend("cuda"):
         pass
 
 

@@ -12,9 +12,11 @@ import torch
 from snnzoo import codings, ops, surrogate
 from snnzoo.codings import activations
 from snnzoo.errors import UsageError
-from snnzoo.ops import backends
+from snnzoo.ops import backends, compiled
 
 DEVICES = {"cpu": "cpu"}
+if backends.named("compiled").unavailable() is None:
+    DEVICES["compiled"] = "cpu"
 if backends.named("triton").unavailable() is None:
     DEVICES["triton"] = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICES.get("triton") == "cpu"
@@ -51,7 +53,11 @@ OUTPUTS_AND_DTYPES = [
     ("sequence", torch.bfloat16),
     ("sum", torch.float16),
     ("both", torch.float16),
+    ("sequence", torch.float64),
+    ("both", torch.float64),
 ]
+HALF = (torch.float16, torch.bfloat16)
+NO_KERNEL = {"compiled": HALF, "triton": (torch.float64,), "cpu": ()}
 
 
 @pytest.fixture(params=DEVICES)
@@ -121,6 +127,8 @@ def test_every_coding_in_every_layout_and_shape(backend, coding, layout, shape):
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize(("output", "dtype"), OUTPUTS_AND_DTYPES, ids=str)
 def test_every_output_and_dtype(backend, coding, dtype, output):
+    if dtype in NO_KERNEL[backend]:
+        pytest.skip("no kernel")
     device, shape = DEVICES[backend], (6, 2, 3, 5)
     x_seq, residual = (sequence(shape, dtype=dtype, device=device, seed=seed) for seed in (0, 1))
     coding = to_device(CODINGS[coding], device)
@@ -148,6 +156,8 @@ def test_state_goes_in_and_out(backend, coding):
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_state_in_half_precision_goes_on_in_single(backend, coding):
     """As that of a network which is made half within a sequence."""
+    if torch.float16 in NO_KERNEL[backend]:
+        pytest.skip("no kernel")
     device, shape = DEVICES[backend], (5, 2, 3, 5)
     coding, x_seq = to_device(CODINGS[coding], device), sequence(shape, dtype=torch.float16, device=device)
     first = ops.multi_step_neuron(x_seq[:2], coding, v_threshold=0.7)
@@ -291,7 +301,7 @@ def assert_gradients_close(case, shape, dtype, device, **arguments):
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_gradients_equal_those_of_the_reference(backend, case):
     device, shape = DEVICES[backend], (5, 2, 3, 5)
-    dtype = torch.float64 if backend == "cpu" else torch.float32
+    dtype = torch.float32 if backend == "triton" else torch.float64
     theta = per_channel(shape, device).to(dtype)
     assert_gradients_close(case, shape, dtype, device, v_threshold=theta, bias=0.1)
 
@@ -313,6 +323,8 @@ def test_gradients_of_any_number_of_steps_in_any_layout(backend, time_steps, lay
 
 
 def test_half_precision_gradients_have_the_dtype_of_their_inputs(backend):
+    if torch.float16 in NO_KERNEL[backend]:
+        pytest.skip("no kernel")
     device, shape = DEVICES[backend], (4, 2, 3, 5)
     x_seq, residual = (
         sequence(shape, dtype=torch.float16, device=device, seed=seed).requires_grad_() for seed in (0, 1)
@@ -332,6 +344,7 @@ def test_an_unavailable_implementation_says_why(monkeypatch):
         pass
 
 
+KERNELS_OF_ACTIVATIONS = {"cpu": activations.Activation, "compiled": compiled.ACTIVATIONS, "triton": activations.Clamp}
 ACTIVATIONS = [
     activations.Clamp(0.0, 0.75),
     activations.Clamp(-1.0, 1.0),
@@ -349,7 +362,7 @@ ACTIVATIONS = [
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("coding", ["delta", "differential encoder"])
 def test_every_activation_gives_the_spikes_of_the_reference(backend, coding, activation):
-    if backend == "triton" and not isinstance(activation, activations.Clamp):
+    if not isinstance(activation, KERNELS_OF_ACTIVATIONS[backend]):
         pytest.skip("no kernel")
     device, shape = DEVICES[backend], (6, 2, 3, 8)
     arguments = {"v_threshold": per_channel(shape, device), "bias": 0.1, "activation": activation, "scaled": True}
@@ -421,3 +434,20 @@ def test_codings_that_stand_for_the_relu_alone_refuse_other_functions():
         ops.multi_step_neuron(torch.rand(2, 2), coding, activation=activations.Clamp(0.0, 6.0))
         with pytest.raises(UsageError, match="--recipe delta"):
             ops.multi_step_neuron(torch.rand(2, 2), coding, activation=activations.SiLU())
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("shape", "layout"), [case for case in SHAPES_AND_LAYOUTS if len(case[0]) > 2], ids=str)
+def test_events_are_the_outputs_that_are_not_0_at_each_step_and_position(backend, coding, layout, shape):
+    x_seq = sequence(shape, layout, device=DEVICES[backend])
+    coding = to_device(CODINGS[coding], DEVICES[backend])
+    for out_dtype in (None, torch.int8):
+        result = ops.multi_step_neuron(x_seq, coding, v_threshold=0.4, counts_events=True, out_dtype=out_dtype)
+        assert torch.equal(result.events, (result.sequence != 0).sum((1, 2)))
+        assert result.events.shape == (shape[0], *shape[3:])
+        assert result.events.dtype == torch.int64
+
+
+def test_events_of_a_sum_are_an_error():
+    with pytest.raises(ValueError, match="events are counted of sequences"):
+        ops.multi_step_neuron(torch.rand(2, 3, 4), codings.IF(), output="sum", counts_events=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snnzoo.codings import IF, Coding
-from snnzoo.ops import cpu, reference
+from snnzoo.ops import compiled, cpu, reference
 from snnzoo.ops.spec import Arguments, Gradients, NeuronOutput
 from snnzoo.surrogate import MultiArgsSurrogateFunctionBase
 
@@ -109,6 +109,7 @@ def _triton() -> Any:
 
 
 BACKENDS = (
+    Backend("compiled", compiled.unavailable, _fast(compiled.refuses), compiled.forward, cpu.backward),
     Backend("cpu", lambda: None, _fast(cpu.refuses), cpu.forward, cpu.backward),
     Backend(
         "triton",
@@ -129,7 +130,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Run every neuron inside the context on one implementation.
 
     Args:
-        name: "reference" (plain PyTorch), "cpu" (the same equations in place, chunk by chunk) or "triton". A call
+        name: "reference" (plain PyTorch), "cpu" (the same equations in place, chunk by chunk),
+            "compiled" (one pass over memory, in C++ that is built when first needed) or "triton". A call
             that it does not take is a RuntimeError.
 
     Raises:

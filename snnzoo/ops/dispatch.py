@@ -7,7 +7,7 @@ from torch import Tensor
 
 from snnzoo.codings import RELU, Activation, Coding
 from snnzoo.ops import autograd, backends, operator, reference
-from snnzoo.ops.spec import Arguments, NeuronOutput
+from snnzoo.ops.spec import Arguments, NeuronOutput, count_events
 
 __all__ = ["multi_step_neuron"]
 
@@ -30,6 +30,7 @@ def multi_step_neuron(
     out_dtype: torch.dtype | None = None,
     keep_state: bool = True,
     out: Tensor | None = None,
+    counts_events: bool = False,
 ) -> NeuronOutput:
     """Run one layer of neurons over all T steps.
 
@@ -52,10 +53,11 @@ def multi_step_neuron(
         keep_state: False if the final state is of no interest: it is then left out, and not written.
         out: where to write the sequence. It may be `x_seq` or `residual` itself, unless their time stride is 0.
             Not for training.
+        counts_events: whether to count the outputs that are not 0, of a sequence `[T, N, C, ...]`.
 
     Returns:
-        the outputs asked for and the final state, in float32 (float64 for float64 input). Gradients reach
-        `x_seq`, `residual`, `state` and a learnable 1/tau of `IF` and `LIF`; the others have none.
+        the outputs and counts asked for, and the final state, in float32 (float64 for float64 input). Gradients
+        reach `x_seq`, `residual`, `state` and a learnable 1/tau of `IF` and `LIF`; the others have none.
 
     Raises:
         ValueError: if shapes do not fit each other, or outputs do not fit `out_dtype` or `out`; or (UsageError) if
@@ -65,12 +67,26 @@ def multi_step_neuron(
     v_threshold, bias = _parameter(v_threshold, x_seq), _parameter(bias, x_seq)
     dtype = out_dtype or (x_seq.dtype if out is None else out.dtype)
     arguments = Arguments(
-        v_threshold, bias, residual, state, t, output, scaled, dtype, keep_state, activation, absolute, out
+        v_threshold,
+        bias,
+        residual,
+        state,
+        t,
+        output,
+        scaled,
+        dtype,
+        keep_state,
+        activation,
+        absolute,
+        out,
+        counts_events,
     )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)
     if out is not None and result.sequence is not None and result.sequence is not out:
         result = result._replace(sequence=out.copy_(result.sequence))
+    if counts_events and result.events is None and result.sequence is not None:
+        result = result._replace(events=count_events(result.sequence))
     return result
 
 
@@ -133,6 +149,11 @@ def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
         raise ValueError(
             f"out must hold a sequence of shape {list(x_seq.shape)} and dtype {arguments.out_dtype}, "
             f"got {list(out.shape)}, {out.dtype} for output={arguments.output!r}"
+        )
+    if arguments.counts_events and (arguments.output == "sum" or x_seq.ndim < 3):
+        raise ValueError(
+            f"events are counted of sequences [T, N, C, ...], got output={arguments.output!r} "
+            f"of shape {list(x_seq.shape)}"
         )
     if arguments.out_dtype == torch.int8:
         coding.check_int8()

@@ -37,6 +37,18 @@ class MemoryOrder:
         return math.prod(self.shape[self.order.index(2) + 1 :]) if len(self.order) > 1 else 1
 
     @property
+    def position_run(self) -> int | None:
+        """The number of neighbours in memory at one position `[...]` of `[N, C, ...]`; None if positions are shuffled.
+
+        Element i is then at position `i // position_run` modulo the number of positions.
+        """
+        places = [self.order.index(d) for d in range(3, 1 + len(self.order))]
+        if not places:
+            return self.numel
+        in_order = places == list(range(places[0], places[0] + len(places)))
+        return math.prod(self.shape[places[-1] + 1 :]) if in_order else None
+
+    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
@@ -81,7 +93,7 @@ class MemoryOrder:
 
     def arrange(self, x_seq: Tensor, result: NeuronOutput) -> NeuronOutput:
         """Return a copy of a result for `x_seq` in this order."""
-        sequence, total, state = result
+        sequence, total, state, _ = result
         return NeuronOutput(
             None if sequence is None else self.empty(x_seq, sequence.dtype, len(sequence)).copy_(sequence),
             None if total is None else self.empty(x_seq, total.dtype).copy_(total),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snnzoo.codings import RELU, Activation
 
-__all__ = ["Arguments", "Gradients", "NeuronOutput", "state_dtype"]
+__all__ = ["Arguments", "Gradients", "NeuronOutput", "count_events", "state_dtype"]
 
 MOST_THRESHOLDS = 100  # of `Differential`: powers of two that are normal numbers in float32
 
@@ -21,11 +21,23 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class NeuronOutput(NamedTuple):
-    """Outputs `[T, N, ...]` and their sum over time `[N, ...]`, where asked for, and the state after them."""
+    """Outputs `[T, N, C, ...]` and their sum over time `[N, C, ...]`, where asked for, and the state after them.
+
+    `events`: where asked for, how many outputs are not 0 at each step and position, `[T, ...]`, int64.
+    """
 
     sequence: Tensor | None
     total: Tensor | None
     state: tuple[Tensor, ...]
+    events: Tensor | None = None
+
+
+def count_events(x_seq: Tensor) -> Tensor:
+    """Return how many values of `[T, N, C, ...]` are not 0 at each step and position, `[T, ...]`, int64.
+
+    Memory may be in any order: nothing but a mask is made of it.
+    """
+    return (x_seq != 0).sum((1, 2), dtype=torch.int32).long()  # a sum of bools in int64 takes several times as long
 
 
 class Gradients(NamedTuple):
@@ -52,6 +64,7 @@ class Arguments:
     activation: Activation = RELU
     absolute: bool = False
     out: Tensor | None = None
+    counts_events: bool = False
 
     @property
     def sequence_scaled(self) -> bool:
