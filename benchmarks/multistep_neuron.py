@@ -246,7 +246,7 @@ def environment(device: str) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError as error:
             versions[name] = f"not there: {error}"
-    found: dict[str, Any] = {"versions": versions, "triton": backends.missing("triton") or "runs"}
+    found: dict[str, Any] = {"versions": versions, "triton": backends.named("triton").unavailable() or "runs"}
     if device == "cuda":
         query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
         found |= {
