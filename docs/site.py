@@ -28,6 +28,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are no files of docs/."""
     for name, page in TOP.items():
         files.append(File.generated(config, page, content=from_the_top((REPOSITORY / name).read_text("utf-8"))))
+    files.append(File.generated(config, "examples.md", content=examples()))
     files.append(File.generated(config, "reference/cli.md", content=command_line()))
     files.append(File.generated(config, "reference/python.md", content=python()))
     return files
@@ -38,6 +39,15 @@ def from_the_top(text: str) -> str:
     for name, page in TOP.items():
         text = text.replace(f"]({name})", f"]({page})")
     return text.replace("](docs)", "](index.md)").replace("](docs/", "](")
+
+
+def examples() -> str:
+    """Return the programs of examples/ on one page: what each is for, then its code."""
+    pages = ["# Examples", "Programs that run as they are; the cells between `# %%` are those of a notebook."]
+    for path in sorted((REPOSITORY / "examples").glob("*.py")):
+        _, about, code = path.read_text("utf-8").split('"""', 2)
+        pages += [f"## {path.stem.replace('_', ' ').capitalize()}", about, f"```python\n{code.strip()}\n```"]
+    return "\n\n".join(pages) + "\n"
 
 
 def command_line() -> str:
