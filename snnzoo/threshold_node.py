@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from snnzoo import ops
@@ -35,6 +36,7 @@ class ThresholdNode(MemoryModule):
 
     def __init__(self, v_threshold: float | Tensor = 1.0, step_mode: str = "s") -> None:
         super().__init__(step_mode)
+        self._calls_anew, self._has_gone_on = 0, False  # since the last call that went on, and whether one ever did
         self.register_per_channel("v_threshold", v_threshold)
         if not _is_positive(self.v_threshold) or not (self.may_never_fire or _is_finite(self.v_threshold)):
             finite = "" if self.may_never_fire else " and finite"
@@ -50,7 +52,40 @@ class ThresholdNode(MemoryModule):
             setattr(self, name, float(value))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, ...] -> [N, ...]`, or `[T, N, ...] -> [T, N, ...]` in multi-step mode."""
+        """`[N, ...] -> [N, ...]`, or `[T, N, ...] -> [T, N, ...]` in multi-step mode.
+
+        Within a backward pass, as gradient checkpointing calls it, what it gave before: from the reset state, and
+        without a change to the state held.
+
+        Raises:
+            RuntimeError: then, if the call that is repeated went on from the state of an earlier one.
+        """
+        if torch.compiler.is_compiling():
+            return self._forward(x)
+        if torch._C._current_graph_task_id() != -1:
+            return self._repeat(x)
+        starts_anew = all(not isinstance(v, Tensor) and v == self._memories[k] for k, v in self.named_memories())
+        self._calls_anew = self._calls_anew + 1 if starts_anew else 0
+        self._has_gone_on |= not starts_anew
+        return self._forward(x)
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """The last of the calls that were not repeated yet: a backward pass takes them in reverse."""
+        if self._has_gone_on and self._calls_anew == 0:
+            raise RuntimeError(
+                f"gradient checkpointing calls {type(self).__name__} again, whose state of then is lost: "
+                'give it all time steps in one call (step_mode="m"), and call snnzoo.functional.reset_net(net) before'
+            )
+        self._calls_anew -= 1
+        held = dict(self.named_memories())
+        self.reset()
+        try:
+            return self._forward(x)
+        finally:
+            for name, value in held.items():
+                setattr(self, name, value)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self.step_mode == "s":
             return self.multi_step(x.unsqueeze(0))[0]
         if x.ndim < 2:

@@ -23,13 +23,15 @@ INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, a
 
 
 class Standin(torch.Tensor):
-    """Its values are in `held`, on the CPU."""
+    """Its values are in `held`, on the CPU; PyTorch below Python, whose autograd asks the driver, takes it for such."""
+
+    device, is_cuda = CUDA, True
 
     @staticmethod
     def __new__(cls, held, requires_grad=False):
         return torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            layout=held.layout, device=CUDA, requires_grad=requires_grad,
+            layout=held.layout, device="cpu", requires_grad=requires_grad,
         )  # fmt: skip
 
     def __init__(self, held, requires_grad=False):
@@ -45,19 +47,44 @@ class Standin(torch.Tensor):
     def __tensor_unflatten__(inner, _, size, stride):
         return Standin(inner["held"])
 
-    def untyped_storage(self):
-        return self.held.untyped_storage()
-
-    def data_ptr(self):
-        return self.held.data_ptr()
-
     def tolist(self):
-        Gpu.now.wait("tolist")
-        return self.held.tolist()
+        return self.cpu().tolist()
+
+    def numpy(self, force=False):
+        if not force:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        return self.cpu().numpy()
+
+    def new_tensor(self, data):
+        return torch.tensor(data, dtype=self.dtype).to(CUDA)
+
+    def cpu(self):
+        return self.to("cpu")
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return Gpu.now.compute(function, args, kwargs or {})
+
+
+def to(self, *args, **kwargs):
+    """`Tensor.to` of a machine with a GPU."""
+    if args and isinstance(args[0], torch.Tensor):
+        args = args[0].device, args[0].dtype
+    copy = kwargs.pop("copy", False)
+    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    device, dtype = device or self.device, dtype or self.dtype
+    settings = {} if memory_format is None else {"memory_format": memory_format}
+    if isinstance(self, Standin) and device.type == "cpu":
+        return aten._to_copy.default(self, dtype=dtype, device=device, **settings)
+    if device.type == "cuda" and not isinstance(self, Standin):
+        Gpu.now.wait("a copy from the host")
+        return Standin(torch._C.TensorBase.to(self, dtype, copy=True, **settings))
+    return torch._C.TensorBase.to(self, dtype, copy=copy, **settings)
 
 
 def held(x):
@@ -85,17 +112,17 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"operation not permitted when stream is capturing: {what} waits for the device")
 
     def compute(self, function, args, kwargs):
+        leaves = tree_flatten((args, kwargs))[0]
+        if not any(isinstance(x, Standin) or (isinstance(x, torch.device) and x.type == "cuda") for x in leaves):
+            return function(*args, **kwargs)
         with self:  # in inference mode, composite operations come as they are
             parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        leaves = tree_flatten((args, kwargs))[0]
         mine = [x for x in leaves if isinstance(x, Standin)]
         others = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, Standin)]
         target = kwargs.get("device")
         to_me = torch.device(target).type == "cuda" if target is not None else bool(mine)
-        if not mine and not to_me:
-            return function(*args, **kwargs)
         self.check(function, mine, others, target)
         inner_args, inner_kwargs = tree_map(held, (args, kwargs))
         if target is not None:
@@ -224,7 +251,6 @@ def pretended_gpu():
     from snnzoo.ops import triton_launch
 
     assert triton_launch.INTERPRETED
-    torch._C._ensureCUDADeviceGuardSet()  # without a device, one that does nothing, as for PyTorch's own fake tensors
     gpu = Gpu()
     cuda = {
         "_lazy_init": lambda: None,
@@ -248,6 +274,7 @@ def pretended_gpu():
     with contextlib.ExitStack() as stack:
         for name, replacement in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
+        stack.enter_context(mock.patch.object(torch.Tensor, "to", to))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda self, *_: self))
         stack.enter_context(mock.patch.object(Recording, "pools_that_failed", []))
         stack.enter_context(mock.patch.object(triton_launch, "_block", lambda order, _: 1 << order.numel.bit_length()))
@@ -255,5 +282,7 @@ def pretended_gpu():
             kernels = triton_launch.kernels
             stack.enter_context(mock.patch.object(kernels, name, Launcher(getattr(kernels, name))))
         stack.enter_context(mock.patch.object(Gpu, "now", gpu))
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter that moves is a new one
+        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)
         with gpu:
             yield gpu

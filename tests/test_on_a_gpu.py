@@ -1,0 +1,118 @@
+"""All that runs on a GPU, on a stand-in for one (`standin`): nothing is left on the CPU, and results are the CPU's."""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import snnzoo
+from helpers import shake_batch_norm
+from snnzoo import functional
+from snnzoo.cli import main as cli
+from snnzoo.evaluation import evaluate
+from snnzoo.models.cifar_resnet import CifarResNet
+from snnzoo.ops import backends
+from standin import Standin, pretended_gpu
+
+
+@pytest.fixture
+def gpu():
+    if backends.named("triton").unavailable() is not None or torch.cuda.is_available():
+        pytest.skip("needs Triton's interpreter")
+    with pretended_gpu() as gpu:
+        yield gpu
+
+
+def small(neuron=nn.ReLU):
+    torch.manual_seed(0)
+    return shake_batch_norm(CifarResNet(1, neuron=neuron, num_classes=3, step_mode="s" if neuron is nn.ReLU else "m"))
+
+
+def images(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ["IFNode", "LIFNode", "ParametricLIFNode"])
+@pytest.mark.parametrize("static", [True, False])
+def test_training_gives_the_gradients_of_the_cpu(gpu, kind, static):
+    x_seq = images(2, 3, 8, 8).expand(3, 2, 3, 8, 8) if static else images(3, 2, 3, 8, 8)
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        net = small(getattr(snnzoo.neuron, kind)).to(device).train()
+        loss = net(x_seq.to(device)).mean(0).logsumexp(1).sum()
+        loss.backward()
+        functional.reset_net(net)
+        assert all(isinstance(p.grad, Standin) == (device == "cuda") for p in net.parameters())
+        losses.append(loss.item())
+        gradients.append({name: p.grad.cpu() for name, p in net.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["delta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("differential", "signed", "rate"))]
+)
+def test_conversion_by_every_recipe_gives_the_network_of_the_cpu(gpu, recipe):
+    nets = []
+    for device in ("cpu", "cuda"):
+        options = {"gamma": 0.5} if recipe == "delta" else {}
+        nets.append(snnzoo.convert(small().eval().to(device), images(4, 3, 8, 8).to(device), recipe, 2, **options))
+    for key, value in nets[1].state_dict().items():
+        assert isinstance(value, Standin), key
+        torch.testing.assert_close(value.cpu(), nets[0].state_dict()[key], rtol=1e-4, atol=1e-5, msg=key)
+    x_seq = images(2, 3, 8, 8).expand(2, 2, 3, 8, 8)
+    torch.testing.assert_close(nets[1](x_seq.to("cuda")).cpu(), nets[0](x_seq), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "frames"), [
+    ("converted", False), ("trained", True), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("converted", True), ("trained", False),
+    )),
+])  # fmt: skip
+def test_evaluation_counts_what_the_cpu_counts(gpu, make, frames):
+    if make == "trained":
+        net, ann = small(snnzoo.neuron.IFNode).eval(), None
+    else:
+        ann = small().eval()
+        net = snnzoo.convert(copy.deepcopy(ann), images(8, 3, 8, 8), gamma=0.5, time_steps=2)
+    data = images(2, 6, 3, 8, 8) if frames else images(6, 3, 8, 8), torch.arange(6) % 3
+    results = [evaluate(net, ann, data, [1, 2], batch_size=4, device=device) for device in ("cpu", "cuda")]
+    one, other = (result.to_dict() for result in results)
+    assert one["results"][0]["top1"] == other["results"][0]["top1"]
+    assert [row["synaptic_operations"] for row in one["results"]] == pytest.approx(
+        [row["synaptic_operations"] for row in other["results"]], rel=1e-3
+    )
+
+
+@pytest.fixture
+def run(gpu, monkeypatch, capfd, tmp_path):
+    """Run a command in an empty folder: standard output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments), "--device", "cuda"])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert not stop.value.code, err
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_commands_run_on_it(run, image_folder):
+    ann = snnzoo.create_model("resnet20", neuron=nn.ReLU)
+    snnzoo.save(snnzoo.convert(ann, None, gamma=0.5, time_steps=1), "net.safetensors")
+    report = json.loads(
+        run("eval", "net.safetensors", "--data", image_folder, "-T", 1, "--batch-size", 8, "--json", "-")
+    )
+    assert report["device"] == "cuda"
+    report = json.loads(run("bench", "net.safetensors", "--batch-size", 1, "--repeats", 1, "--json", "-"))
+    assert report["device_name"] == "pretended"
+    assert "ann_folded_graph" in [row["name"] for row in report["results"]]
