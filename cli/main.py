@@ -26,7 +26,7 @@ from snnzoo.errors import SnnzooError
 
 app = typer.Typer(
     name="snnzoo",
-    help="Spiking ResNets and VGGs with torchvision's keys: list, convert, evaluate.",
+    help="Spiking networks: a zoo with torchvision's keys, and conversion of any other; list, convert, evaluate.",
     epilog="Start with: snnzoo demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""snnzoo: a model zoo and checkpoint converter for spiking ResNets and VGGs.
+"""snnzoo: a model zoo and checkpoint converter for spiking networks.
 
 Names are imported when they are first used, so that `import snnzoo` does not import torch.
 """
