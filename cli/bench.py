@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from snnzoo.early_exit import ExitRule
     from snnzoo.graph.network import SpikingNetwork
     from snnzoo.models.base import SpikingNet
 
 CONTENDERS = {
     "fast": "fast form",
     "fast_final": "fast form, final",
+    "fast_exit": "fast form, early exit",
     "unprepared": "as it is",
     "ann": "T x ANN",
     "ann_folded": "T x folded ANN",
@@ -44,6 +46,10 @@ def bench(
     input_size: Annotated[
         int | None, typer.Option(metavar="N", min=8, help="Pixels of a side; those the model is meant for.")
     ] = None,
+    exit: common.ExitOption = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR|digits", help="With --exit: images to run, instead of random ones.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Turns to take the median of.")] = 5,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -55,12 +61,14 @@ def bench(
     """Measure speed and memory of a network in its fast form.
 
     Beside it run the network as it is and T passes of its ANN (torchvision's own module, where there is one), in
-    turns and in the same process, on random images.
+    turns and in the same process, on random images. When an image may leave depends on what it shows, so --exit takes
+    real ones.
 
     \b
     Examples:
       snnzoo bench resnet18 -T 4 --batch-size 2
       snnzoo bench resnet18-snn.safetensors --device cuda --dtype float16 --json speed.json
+      snnzoo bench resnet18-snn.safetensors --exit 0.5 --data imagenet/val --batch-size 64
       snnzoo bench sew18.pth --model sew_resnet18 --neuron plif -T 4
     """
     common.check_time_steps(time_steps)
@@ -72,6 +80,7 @@ def bench(
         if Path(model).suffix:
             raise UsageError(f"{model}: no such file; make one with snnzoo convert")
         model_spec(model)
+    _check_exit(exit, data, model in MODELS or checkpoint_of is not None, time_steps, input_size)
     common.check_device_and_dtype(device, dtype)
     check_outputs({"--json": json}, [Path(model)], force=force)
 
@@ -85,7 +94,11 @@ def bench(
     else:
         net, ann, size, steps = _trained(model, checkpoint_of, neuron)
     size, steps = input_size or size, time_steps or steps
-    images = torch.randn(batch_size, _channels(net), size, size)
+    rule = None
+    if exit is None or data is None:
+        images = torch.randn(batch_size, _channels(net), size, size)
+    else:
+        rule, images = _rule_and_images(net, exit, model, data, batch_size)
     settings = {
         "model": net.model_name,
         "file": None if model in MODELS else model,
@@ -97,10 +110,12 @@ def bench(
         "threads": torch.get_num_threads(),
         "dtype": dtype,
         "repeats": repeats,
+        "exit": exit,
     }
     try:
         with common.progress_bars(quiet) as progress:
-            report = settings | _measure(net, ann, images, steps, target, getattr(torch, dtype), repeats, progress)
+            measured = _measure(net, ann, images, steps, target, getattr(torch, dtype), repeats, rule, progress)
+            report = settings | measured
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -111,9 +126,37 @@ def bench(
         f"{settings['model']}, T = {steps}, {batch_size} images of {size}x{size}, "
         f"{settings['device_name'] or target}, {dtype}"
     )
+    if rule is not None:
+        title += f"; early exit after {report['mean_steps']:.2f} steps on average"
     console = common.console()
     console.print(_speed_table(report, title))
     console.print(_layer_table(report))
+
+
+def _check_exit(
+    exit: float | None, data: str | None, without_rules: bool, time_steps: int | None, input_size: int | None
+) -> None:
+    """Raise a UsageError for what does not go together."""
+    if (exit is None) != (data is None):
+        raise UsageError("--exit needs --data DIR, images to leave early on, and --data is for --exit: give both")
+    if exit is not None and without_rules:
+        raise UsageError("--exit: rules of early exit are in files of snnzoo convert: give one")
+    if exit is not None and (time_steps or input_size):
+        raise UsageError("--exit: its rules are for the file's own steps and images: leave -T and --input-size out")
+
+
+def _rule_and_images(
+    net: SpikingNet | SpikingNetwork, exit: float, file: str, data: str, count: int
+) -> tuple[ExitRule, torch.Tensor]:
+    """The file's rule, and `count` images of a folder, `[N, C, H, W]`."""
+    from snnzoo import conversion
+    from snnzoo.data.datasets import calibration_images
+
+    info = getattr(net, "conversion", None)
+    assert isinstance(info, conversion.Conversion)
+    if info.preprocess is None:
+        raise UsageError("--exit: bench runs images, but the network was converted for frames of events (.npz)")
+    return conversion.exit_rule(info, exit, file), calibration_images(data, info.preprocess, count)
 
 
 def _networks(model: str) -> tuple[SpikingNet | SpikingNetwork, nn.Module, int, int]:
@@ -164,6 +207,7 @@ def _measure(
     device: torch.device,
     dtype: torch.dtype,
     repeats: int,
+    rule: ExitRule | None,
     progress: Any,
 ) -> dict[str, Any]:
     """Speed and peak memory of all contenders, and the time of each layer."""
@@ -176,7 +220,7 @@ def _measure(
     images = images.to(device, fast.dtype)
     results = []
     with torch.inference_mode():
-        runs = measure.contenders(net.to(images), ann.to(images), fast, images, time_steps)
+        runs = measure.contenders(net.to(images), ann.to(images), fast, images, time_steps, rule)
         seconds = measure.interleaved(runs, repeats, device, lambda done, total: progress(done, total, "measuring"))
         x_seq = images.expand(time_steps, *images.shape)
         memory = measure.peak_memories(runs, fast, x_seq)
@@ -192,8 +236,10 @@ def _measure(
             }
             results.append(row)
         layers = measure.layer_seconds(fast, x_seq)
+        mean_steps = fast.until_sure(images, rule)[1].double().mean().item() if rule else None
     return {
         "results": results,
+        "mean_steps": mean_steps,
         "layers": [{"name": name, "kind": kind, "seconds": time} for name, (kind, time) in layers.items()],
     }
 

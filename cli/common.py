@@ -53,6 +53,10 @@ SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
 MaxPixelsOption = Annotated[
     int, typer.Option("--max-pixels", metavar="N", min=1, help="Images that have more, or that resizing gives more.")
 ]
+ExitOption = Annotated[
+    float | None,
+    typer.Option("--exit", metavar="POINTS", help="Images that are sure leave early: the file's rule of a tolerance."),
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - is standard output.")
 ]

@@ -60,6 +60,14 @@ def convert(
         typer.Option(metavar="DIR|digits", help="Images to calibrate on, or event frames (.npz); data-free if none."),
     ] = None,
     calib_samples: Annotated[int, typer.Option(metavar="N", min=1, help="How many of them.")] = 512,
+    exit_samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How many more, to choose rules of early exit on; 0 for none.  [default: twice as many]",
+        ),
+    ] = None,
     input_size: Annotated[int | None, typer.Option(metavar="N", help="Pixels of the network's input.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="A,B,C", help="Mean of the training images in [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="Their standard deviation.")] = None,
@@ -110,6 +118,7 @@ def convert(
 
     from snnzoo import conversion
     from snnzoo.conversion.choice import TOLERANCE
+    from snnzoo.conversion.exits import FEWEST_IMAGES
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.data.datasets import calibration_images
     from snnzoo.data.loading import LeftOut
@@ -119,9 +128,13 @@ def convert(
     left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
         module = origin.load(progress, notes.append).to(common.torch_device(device))
-        images = None
+        images = exit_images = None
         if calib_data is not None:
-            images = calibration_images(calib_data, settings, calib_samples, seed, max_pixels, progress, left_out)
+            wanted = calib_samples + (2 * calib_samples if exit_samples is None else exit_samples)
+            drawn = calibration_images(calib_data, settings, wanted, seed, max_pixels, progress, left_out)
+            images, exit_images = drawn[:calib_samples], drawn[calib_samples:]
+            if len(exit_images) < FEWEST_IMAGES:
+                exit_images = None
         ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
         choice = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
@@ -138,6 +151,7 @@ def convert(
             progress=progress,
             calibration_source=calib_data,
             choice=choice,
+            exit_images=exit_images,
             preprocess=settings,
             classes=origin.classes(ann.num_classes) or class_names(calib_data, ann.num_classes),
             source=origin.record(),
@@ -146,6 +160,14 @@ def convert(
     for line in notes:
         common.say(line, quiet)
     _report(net.conversion, left_out.names, output, json, force, quiet, verbose)
+
+
+def _exits_line(exits: Any, images: int) -> str:
+    if exits is None:
+        why = "no images are left to choose them on" if images else "they are chosen on images"
+        return f"no rules of early exit: {why}, beyond the {images} to calibrate on"
+    kept = ", ".join(f"{rule.mean_steps:.2f} for {rule.tolerance:g} points" for rule in exits.rules)
+    return f"early exit, mean steps by tolerance on {exits.images} held-back images: {kept}"
 
 
 def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str | None) -> None:
@@ -172,6 +194,7 @@ def _report(
         "preprocess": conversion.preprocess and conversion.preprocess.to_dict(),
         "source": conversion.source,
         "layers": conversion.layers,
+        "exits": conversion.exits and conversion.exits.to_dict(),
         "left_out": left_out,
         "size": output.stat().st_size,
     }
@@ -198,5 +221,6 @@ def _report(
         )
     elif images < FEW_IMAGES:
         common.say(f"only {images} calibration images: {FEW_IMAGES} or more make a better network", quiet)
+    common.say(_exits_line(conversion.exits, images), quiet)
     data = "digits" if calibration["source"] == "digits" else "DIR"
     common.say(f"wrote {output} ({result['size'] / 1e6:.1f} MB); next: snnzoo eval {output} --data {data}", quiet)

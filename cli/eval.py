@@ -39,6 +39,7 @@ def evaluate(
     time_steps: Annotated[
         str | None, typer.Option("--time-steps", "-T", metavar="1,2,4", help="Steps to read out after.")
     ] = None,
+    exit: common.ExitOption = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="FILE is a checkpoint of this model, trained as a spiking one.")
     ] = None,
@@ -73,6 +74,7 @@ def evaluate(
     Examples:
       snnzoo eval resnet18-snn.safetensors --data digits
       snnzoo eval resnet18-snn.safetensors --data imagenet/val --time-steps 1,2,4,8 --json result.json
+      snnzoo eval resnet18-snn.safetensors --data imagenet/val --exit 0.5
       snnzoo eval a.safetensors b.safetensors --data cifar10/test --report compare.html
       snnzoo eval sew18.pth --model sew_resnet18 --neuron plif -T 4 --data imagenet/val
       torchrun --nproc-per-node 2 -m snnzoo.cli eval resnet18-snn.safetensors --data imagenet/val
@@ -84,6 +86,8 @@ def evaluate(
     folders = None if data == "digits" else check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
     trained = _trained_options(files, model, neuron, connect, layout, steps, report or plot)
+    if exit is not None and trained is not None:
+        raise UsageError("--exit: rules of early exit are in converted files, a checkpoint has none: leave it out")
     rank = Rank.from_environment()
     if rank.is_first:
         _check_outputs(files, json, report, plot, force)
@@ -97,7 +101,7 @@ def evaluate(
         target = common.torch_device(device, rank.local_rank)
         for file in files:
             wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
-            wanted["max_pixels"] = max_pixels
+            wanted |= {"max_pixels": max_pixels, "exit": exit}
             try:
                 info, result, partial = measure(
                     file, trained, data, steps, wanted, rank, workers, resume, report is not None, quiet
@@ -111,6 +115,8 @@ def evaluate(
         problem = None
         if rank.is_first:
             settings = {"data": data, "device": str(target), "dtype": dtype}
+            if exit is not None:
+                settings["exit"] = f"{exit:g}"
             figures = functools.partial(results.figures_of, results.converted(measured), settings, folders)
             outputs: list[Callable[[], object]] = [
                 lambda: common.write_json(json, results.as_json(measured, settings), force)

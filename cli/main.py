@@ -21,6 +21,7 @@ from snnzoo.cli.export import export
 from snnzoo.cli.info import info
 from snnzoo.cli.inspect import inspect
 from snnzoo.cli.list import list_command
+from snnzoo.cli.predict import predict
 from snnzoo.cli.remap import remap
 from snnzoo.errors import SnnzooError
 
@@ -37,6 +38,7 @@ app.command("info")(info)
 app.command("download")(download)
 app.command("convert")(convert)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.command("remap")(remap)

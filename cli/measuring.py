@@ -48,6 +48,10 @@ def measure(
     if steps is None:
         assert isinstance(info, conversion.Conversion)
         steps = evaluation.powers_of_two(info.time_steps)
+    rule = None
+    if wanted["exit"] is not None:
+        assert isinstance(info, conversion.Conversion)
+        rule = conversion.exit_rule(info, wanted["exit"], str(file))
     versions = [file_version(path) for path in getattr(images, "files", [])]
     partial = PartialCounts(
         {
@@ -73,6 +77,7 @@ def measure(
             batch_size=wanted["batch_size"],
             device=wanted["device"],
             dtype=getattr(torch, wanted["dtype"]),
+            exit=rule,
             error_images=ERROR_IMAGES if with_errors else 0,
             workers=workers,
             rank=rank,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def as_json(measured: Results, settings: dict[str, str]) -> dict[str, Any]:
             "device": settings["device"],
             "dtype": settings["dtype"],
             **result.to_dict(),
+            **({"exit": {"tolerance": float(settings["exit"]), **asdict(result.exit)}} if result.exit else {}),
         }
         for file, info, result in measured
     ]
@@ -48,6 +50,7 @@ def print_table(measured: Results, settings: dict[str, str]) -> None:
     """Print one network's results, or those of several in one table."""
     left_out = measured[0][2].left_out
     images = f"{measured[0][2].images} images of {settings['data']}, {settings['device']}, {settings['dtype']}"
+    images += f", exit {settings['exit']}" if "exit" in settings else ""
     images += f"; {len(left_out)} that cannot be read left out" if left_out else ""
     if len(measured) > 1:
         common.console().print(comparison_table(converted(measured), f"{len(measured)} networks: {images}"))

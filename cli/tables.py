@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from snnzoo.conversion import Conversion
     from snnzoo.evaluation import Evaluation
-    from snnzoo.evaluation.results import TimeStepResult
+    from snnzoo.evaluation.results import ExitResult, TimeStepResult
 
 
 def label_of(file: Path, files: list[Path]) -> str:
@@ -39,6 +39,8 @@ def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
             table.add_row(str(row.time_steps), f"{100 * row.top1:.2f}", f"{100 * row.top5:.2f}", *_costs(row))
         return table
     caption = f"{GAPS}{ENERGY}; ANN {result.ann['energy_uj']:.1f} µJ.{GRADED if graded else ''}"
+    if result.exit:
+        caption += f"\n{exit_line(result.exit)}"
     table = _table(title, caption, HEADINGS)
     ann = f"{100 * result.ann['top1']:.2f}"
     for time_steps, *rest in _rows(result):
@@ -80,19 +82,29 @@ def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
 
 
 def _rows(result: Evaluation) -> list[list[str]]:
+    rows: list[tuple[str, TimeStepResult | ExitResult]] = [(str(row.time_steps), row) for row in result.results]
+    if result.exit:
+        rows.append((f"ø {result.exit.mean_steps:.2f}", result.exit))
     return [
         [
-            str(row.time_steps),
+            name,
             f"{100 * row.top1:.2f}",
             f"{100 * (result.ann['top1'] - row.top1):+.2f}",
             f"{100 * (row.agreement or 0.0):.2f}",
             *_costs(row),
         ]
-        for row in result.results
+        for name, row in rows
     ]
 
 
-def _costs(row: TimeStepResult) -> list[str]:
+def exit_line(row: ExitResult) -> str:
+    """Return the histogram of early exit in words."""
+    images = sum(row.steps)
+    shares = ", ".join(f"{100 * count / images:.1f} % at {t}" for t, count in enumerate(row.steps, start=1) if count)
+    return f"ø: early exit. Images left when they were sure: {shares}"
+
+
+def _costs(row: TimeStepResult | ExitResult) -> list[str]:
     return [f"{row.events_per_neuron_step:.3f}", f"{row.energy_uj:.1f}", f"{row.images_per_second:.1f}"]
 
 

@@ -25,6 +25,7 @@ from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.metadata import FIRST_FORMAT, FORMAT, read
 from snnzoo.conversion.neurons import PARAMETER_NAMES, Parameters, install
 from snnzoo.data.preprocess import Preprocess
+from snnzoo.early_exit import ExitRule, ExitTable
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError, first_few
 from snnzoo.graph.graph import Graph
 from snnzoo.graph.network import Ann, SpikingNetwork
@@ -45,6 +46,7 @@ class Conversion:
     classes: list[str] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
+    exits: ExitTable | None = None  # rules of early exit
     input_shape: list[int] | None = None  # of an image that it was captured with, [C, H, W]; None in the first format
 
     def to_metadata(self) -> dict[str, str]:
@@ -60,6 +62,7 @@ class Conversion:
             "classes": json.dumps(self.classes),
             "source": json.dumps(self.source),
             "layers": json.dumps(self.layers),
+            **({"exits": json.dumps(self.exits.to_dict())} if self.exits else {}),
             "input_shape": json.dumps(self.input_shape),
             "snnzoo": __version__,
             "torch": str(torch.__version__),
@@ -78,10 +81,28 @@ class Conversion:
             return cls(
                 coding=coding_from_dict(fields["coding"], source),
                 preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
+                exits=fields["exits"] and ExitTable.from_dict(fields["exits"]),
                 **{name: fields[name] for name in names},
             )
         except ValueError as error:
             raise CheckpointError(f"{source}: metadata: {error}") from None
+
+
+def exit_rule(conversion: Conversion, tolerance: float, source: str) -> ExitRule:
+    """Return the exit rule of a network for a tolerance in points.
+
+    Raises:
+        UsageError: naming `source`, if it has none, or none of this tolerance; it says how to get one.
+    """
+    if conversion.exits is None:
+        raise UsageError(
+            f"{source} has no exit rules: convert again with --calib-data, or choose them with "
+            "snnzoo.conversion.calibrate_exits(net, images) and save the network"
+        )
+    try:
+        return conversion.exits.rule(tolerance)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
 
 
 def save(net: SpikingNetwork, path: str | Path, *, replace: bool = True) -> None:
@@ -170,6 +191,8 @@ def _ann_of_first_format(tensors: Mapping[str, Tensor], metadata: Mapping[str, s
 
 
 def _check_classes(conversion: Conversion, outputs: int, source: str) -> None:
+    if conversion.exits is not None and any(len(step) != outputs for step in conversion.exits.shift):
+        raise CheckpointError(f"{source}: metadata: field 'exits.shift' is not of {outputs} classes")
     if conversion.classes is not None and len(conversion.classes) != outputs:
         raise CheckpointError(
             f"{source}: metadata: field 'classes' has {len(conversion.classes)} names for {outputs} classes"

@@ -14,6 +14,7 @@ from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.calibration import SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
 from snnzoo.conversion.converted_file import Conversion
+from snnzoo.conversion.exits import calibrate_exits
 from snnzoo.conversion.inputs import has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
@@ -33,6 +34,7 @@ def convert(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    exit_images: Tensor | Iterable[Any] | None = None,
     **options: Any,
 ) -> SpikingNetwork:
     """Convert a network to a spiking one, training-free.
@@ -51,6 +53,7 @@ def convert(
         batch_size: of the calibration passes.
         seed: of what calibration samples; fixes the result.
         progress: called with (done, total, description).
+        exit_images: others than `images`, on which rules of early exit are chosen (`calibrate_exits`); None for none.
         options: of the recipe, such as `levels=3` or `threshold="max"`.
 
     Returns:
@@ -75,7 +78,15 @@ def convert(
     elif not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe, **options)
     return convert_ann(
-        own, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress, choice=choice
+        own,
+        images,
+        recipe,
+        time_steps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+        choice=choice,
+        exit_images=None if exit_images is None else _collect(exit_images),
     )
 
 
@@ -90,6 +101,7 @@ def convert_ann(
     progress: Progress | None = None,
     calibration_source: str | None = None,
     choice: Choice | None = None,
+    exit_images: Tensor | None = None,
     **origin: Any,
 ) -> SpikingNetwork:
     """Convert a network, with all that a file says of it; arguments as `convert`.
@@ -99,6 +111,7 @@ def convert_ann(
         images: samples with the batch first: `[N, C, H, W]`, or frames `[N, T, C, H, W]`.
         calibration_source: where the images are from, for the record.
         choice: how recipe and time steps were chosen, for the record.
+        exit_images: samples that rules of early exit are chosen on.
         origin: `preprocess`, `classes` and `source` of the `Conversion`.
     """
     own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
@@ -136,6 +149,8 @@ def convert_ann(
         input_shape=own.input_shape,
         **origin,
     )
+    if exit_images is not None:
+        calibrate_exits(net, exit_images, batch_size=batch_size, progress=progress)
     return net
 
 

@@ -65,6 +65,14 @@ def _are_layers(value: Any) -> bool:
     return isinstance(value, list) and all(_is_mapping(layer, lambda x: is_text(x) or is_number(x)) for layer in value)
 
 
+def _is_list(value: Any, of: Check) -> bool:
+    return isinstance(value, list) and all(map(of, value))
+
+
+def _are_numbers(value: Any) -> bool:
+    return _is_list(value, is_number)
+
+
 def _or_null(accepts: Check) -> Check:
     return lambda value: value is None or accepts(value)
 
@@ -82,6 +90,7 @@ _METADATA = {
     "classes": Field("a list of text, or null", _or_null(_are_names), required=True),
     "source": Field("a mapping to text", _is_source, required=True),
     "layers": Field("a list of mappings to text and numbers", _are_layers),
+    "exits": Field("exit rules, or null", _or_null(_is_mapping)),
     "snnzoo": Field("text", is_text),
     "torch": Field("text", is_text),
 }
@@ -96,6 +105,18 @@ _SECOND_METADATA = {
     "graph": Field("text", lambda value: isinstance(value, str), required=True),
     "extrapolation": Field("a number from 0 to 100", lambda x: is_number(x) and 0 <= x <= 100, required=True),
     "input_shape": Field(f"a list of one to three numbers from 1 to {MAX_SIZE}", _is_shape, required=True),
+}
+_EXITS = {
+    "measure": Field("text", is_text, required=True),
+    "images": Field("a whole number, at least 1", partial(is_count, most=1 << 40), required=True),
+    "shift": Field("a list of lists of numbers", partial(_is_list, of=_are_numbers), required=True),
+    "rules": Field("a list of rules", partial(_is_list, of=_is_mapping), required=True),
+}
+_EXIT_RULE = {
+    "tolerance": Field("a number between 0 and 100", lambda x: is_number(x) and 0 < x < 100, required=True),
+    "thresholds": Field("a list of numbers", _are_numbers, required=True),
+    "changed": Field("a number from 0 to 100", lambda x: is_number(x) and 0 <= x <= 100, required=True),
+    "mean_steps": Field("a number, at least 1", lambda x: is_number(x) and x >= 1, required=True),
 }
 _MODEL_KWARGS = {
     "num_classes": Field(f"a number from 1 to {MAX_CLASSES}", partial(is_count, most=MAX_CLASSES), required=True),
@@ -132,7 +153,23 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         check(fields, _SECOND_METADATA, where, CheckpointError)
     if fields["preprocess"] is not None:
         check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
-    return {"layers": [], "input_shape": None, **fields, "time_steps": int(fields["time_steps"])}
+    fields = {"layers": [], "input_shape": None, "exits": None, **fields, "time_steps": int(fields["time_steps"])}
+    if fields["exits"] is not None:
+        _check_exits(fields["exits"], fields["time_steps"], where)
+    return fields
+
+
+def _check_exits(exits: dict[str, Any], time_steps: int, where: str) -> None:
+    """Every rule, and the shift, has to be of all steps but the last."""
+    check(exits, _EXITS, where, CheckpointError, "exits.")
+    lengths = [len(exits["shift"])]
+    for i, rule in enumerate(exits["rules"]):
+        check(rule, _EXIT_RULE, where, CheckpointError, f"exits.rules[{i}].")
+        lengths.append(len(rule["thresholds"]))
+    if any(length != time_steps - 1 for length in lengths):
+        raise CheckpointError(
+            f"{where}: field 'exits' has rules or shifts of another number of steps than time_steps={time_steps} needs"
+        )
 
 
 def _lead(coding: dict[str, Any], where: str) -> float:

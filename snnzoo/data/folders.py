@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from snnzoo.errors import UsageError
@@ -83,6 +83,28 @@ def list_samples(folder: Path) -> list[Path]:
         raise UsageError(
             f"{folder} has both images and frames in it, {kinds[False]} and {kinds[True]}: keep them apart"
         )
+    return samples
+
+
+def samples_of(paths: Iterable[Path]) -> list[Path]:
+    """Return files of images or frames as they are given, and for each folder those in it, sorted.
+
+    Raises:
+        UsageError: for a path that is not there, a file of another kind, a folder without samples, or both kinds.
+    """
+    samples: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            samples += list_samples(path)
+        elif not path.is_file():
+            raise UsageError(f"{path}: no such file or folder")
+        elif path.suffix.lower() not in (*IMAGE_SUFFIXES, FRAMES_SUFFIX):
+            raise UsageError(f"{path}: expected an image ({', '.join(IMAGE_SUFFIXES)}) or frames ({FRAMES_SUFFIX})")
+        else:
+            samples.append(path)
+    kinds = {is_frames(sample): sample for sample in samples}
+    if len(kinds) > 1:
+        raise UsageError(f"{kinds[False]} is an image and {kinds[True]} holds frames: give one kind at a time")
     return samples
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -56,14 +57,13 @@ class Activity:
         return sum(count for name, count in self.dense.items() if not (analog_only and name in self.operations))
 
     def add(self, other: Activity) -> None:
-        """Take in what was measured on other images, over as many steps."""
+        """Take in what was measured on other images; of steps that none of them took part in, there is nothing."""
         self.images += other.images
         self.neurons.update(other.neurons)
         self.dense.update(other.dense)
         for mine, theirs in ((self.events, other.events), (self.operations, other.operations)):
             for name, counts in theirs.items():
-                known = mine.get(name, [0] * len(counts))
-                mine[name] = [a + b for a, b in zip(known, counts, strict=True)]
+                mine[name] = [a + b for a, b in zip_longest(mine.get(name, []), counts, fillvalue=0)]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,7 +120,7 @@ class ActivityMeter:
 
     def watch(self, node: Node, inputs: list[Tensor], value: Tensor) -> None:
         """Count what a node has done, as `SpikingNetwork.run` calls it."""
-        self._batch.images = value.shape[1]
+        self._batch.images = max(self._batch.images, value.shape[1])  # fewer, once images leave early
         if node.name in self._counted:
             self._nonzeros[node.name] = count_nonzero(value)
         if node.name in self._sites:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import LeftOut, batches
+from snnzoo.early_exit import ExitRule
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
@@ -51,6 +52,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     workers: int = 1,
+    exit: ExitRule | None = None,
     error_images: int = 0,
     rank: Rank = ALONE,
     partial: PartialCounts | None = None,
@@ -72,6 +74,7 @@ def evaluate(
         dtype: of the fast form, as of `prepare_for_inference`; the ANN runs in float32 where it is int8 or int16.
         batch_size: images at a time; halved, with a notice, where the GPU's memory is too small.
         workers: threads that read images; more than one only of data that bears it.
+        exit: a rule of early exit: what it gives is one more row, beside that of all its T.
         error_images: how many images of the first batch each layer's error is measured on; none if 0, or of a
             trained network.
         rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
@@ -87,7 +90,7 @@ def evaluate(
             the result.
         Interrupted: on Ctrl-C, with what this process has measured so far.
     """
-    time_steps = check_time_steps(time_steps)
+    time_steps = check_time_steps([*time_steps, exit.time_steps] if exit else time_steps)
     network = _spiking(net, ann)
     samples: Dataset = labelled_tensors(*data) if isinstance(data, tuple) else data  # type: ignore[type-arg]
     total = len(samples)  # type: ignore[arg-type]
@@ -99,24 +102,31 @@ def evaluate(
     if found and found[0].time_steps != time_steps:
         found = None
     classes = network.num_classes
-    counted = found or (Tally.empty(time_steps, classes), 0)  # replaced as one: Ctrl-C may come at any time
+    counted = found or (Tally.empty(time_steps, classes, exit), 0)  # replaced as one: Ctrl-C may come at any time
     chosen = range(rank.rank, -(-total // batch_size), rank.world_size)[counted[1] :]
     left_out = LeftOut(notify, counted[0].left_out)
     pinned = runner.device.type == "cuda"
     try:
         for images, labels in batches(samples, batch_size, workers, chosen, pin_memory=pinned, leave_out=left_out):
-            batch = Tally.empty(time_steps, classes)
+            batch = Tally.empty(time_steps, classes, exit)
             batch.left_out = left_out.names[len(counted[0].left_out) :]
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
             if rank.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
+                if exit and batch.exit:
+                    batch.exit.speed = runner.exits_per_second(images, exit)
                 if error_images and network.coding is not None:
                     few = images[:error_images].to(device, runner.dtype)
                     batch.layer_errors = layer_errors(network.to(few).eval(), few, time_steps)
             runner.meter.activity = batch.activity
-            batch.count(labels.to(device), *runner(images))
+            labels = labels.to(device)
+            expected, logits = runner(images)
+            batch.count(labels, expected, logits)
+            if exit and batch.exit:
+                answers = runner.until_sure(images, exit, batch.exit.activity)
+                batch.count_exits(exit, labels, expected, logits, *answers)
             counted = counted[0].plus(batch), counted[1] + 1
             if partial:
                 partial.save(*counted, now=False)

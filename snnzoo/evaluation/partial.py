@@ -16,7 +16,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation.tally import Tally
 
-FORMAT = "snnzoo-partial/3"
+FORMAT = "snnzoo-partial/4"
 SECONDS = 30.0  # between two writes
 
 

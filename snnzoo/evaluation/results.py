@@ -24,6 +24,27 @@ class TimeStepResult:
 
 
 @dataclass
+class ExitResult:
+    """The row of early exit: each image read out when it was sure, and what that took.
+
+    Fields that a `TimeStepResult` has are as there, of what was really run. `steps` counts the images that left after
+    1, 2 ... T steps, whose mean is `mean_steps`; `curve` are the mean steps and top-1 for one threshold after another,
+    the same at all steps.
+    """
+
+    mean_steps: float
+    top1: float
+    top5: float
+    agreement: float | None
+    images_per_second: float
+    events_per_neuron_step: float
+    synaptic_operations: float
+    energy_uj: float
+    steps: list[int]
+    curve: list[tuple[float, float]]
+
+
+@dataclass
 class LayerResult:
     """One neuron site.
 
@@ -45,7 +66,8 @@ class Evaluation:
     `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image, and nothing
     without an ANN. `confusion`
     counts images by (class, what the spiking network took them for after the last T), where there are any.
-    `left_out` names the images that could not be read, and says why.
+    `left_out` names the images that could not be read, and says why. `exit` is the row of early exit, where a rule was
+    given.
     """
 
     images: int
@@ -55,6 +77,7 @@ class Evaluation:
     classes: int = 0
     confusion: dict[tuple[int, int], int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    exit: ExitResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; the confusion matrix is left out."""

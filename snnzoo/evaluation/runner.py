@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from snnzoo.codings import Rate
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
+from snnzoo.early_exit import ExitRule
 from snnzoo.errors import SnnzooError
-from snnzoo.evaluation.activity import ActivityMeter
+from snnzoo.evaluation.activity import Activity, ActivityMeter
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import prepare_for_inference
 from snnzoo.inference.memory import is_out_of_memory
@@ -119,15 +120,35 @@ class Runner:
         return expected, logits
 
     @torch.inference_mode()
+    def until_sure(self, images: Tensor, rule: ExitRule, activity: Activity) -> tuple[Tensor, Tensor]:
+        """Return what images leave early with, `[N, classes]`, and after how many steps, `[N]`; count in `activity`."""
+        meter = ActivityMeter(self.fast.network, input_events=has_frames(images))
+        meter.activity = activity
+
+        def run(part: Tensor) -> tuple[Tensor, Tensor]:
+            x_seq = network_input(part.to(self.device, self.dtype), self.coding, rule.time_steps)
+            with meter:
+                return self.fast.until_sure(x_seq, rule, meter.watch)
+
+        answers, steps = zip(*self.limit.run(run, images), strict=True)
+        return torch.cat(answers), torch.cat(steps)
+
     def images_per_second(self, images: Tensor, time_steps: int) -> float:
         """Return the speed of the readout after `time_steps`, on one batch, after one run that warms up."""
+        return self._speed(images, time_steps, self.fast.final)
 
+    def exits_per_second(self, images: Tensor, rule: ExitRule) -> float:
+        """Return the speed of early exit, likewise."""
+        return self._speed(images, rule.time_steps, lambda x_seq: self.fast.until_sure(x_seq, rule))
+
+    @torch.inference_mode()
+    def _speed(self, images: Tensor, time_steps: int, run: Callable[[Tensor], object]) -> float:
         def seconds(part: Tensor) -> float:
             part = part.to(self.device, self.dtype)
             measured = []
             for _ in range(2):
                 start = time.perf_counter()
-                self.fast.final(network_input(part, self.coding, time_steps))
+                run(network_input(part, self.coding, time_steps))
                 if part.is_cuda:
                     torch.cuda.synchronize(part.device)
                 measured.append(time.perf_counter() - start)

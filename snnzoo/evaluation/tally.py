@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import Activity
 from snnzoo.evaluation.energy import ann_energy, snn_energy
+from snnzoo.evaluation.exits import ExitCounts
 from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
 
 
@@ -34,11 +36,13 @@ class Tally:
     speeds: list[float] = field(default_factory=list)  # images per second at each T
     layer_errors: dict[str, list[float]] = field(default_factory=dict)  # of each site, at each T
     left_out: list[str] = field(default_factory=list)  # images that cannot be read, and why
+    exit: ExitCounts | None = None  # where a rule of early exit was given
 
     @classmethod
-    def empty(cls, time_steps: Sequence[int], classes: int) -> Tally:
+    def empty(cls, time_steps: Sequence[int], classes: int, rule: ExitRule | None = None) -> Tally:
         hits = torch.zeros(len(time_steps), 3, dtype=torch.long)
-        return cls(list(time_steps), classes, torch.zeros(2, dtype=torch.long), hits)
+        exit = ExitCounts.empty(rule.time_steps) if rule else None
+        return cls(list(time_steps), classes, torch.zeros(2, dtype=torch.long), hits, exit=exit)
 
     @property
     def images(self) -> int:
@@ -55,11 +59,17 @@ class Tally:
         if expected is not None:
             self.ann_hits += _hits(expected, labels)
         for row, t in enumerate(self.time_steps):
-            self.hits[row, :2] += _hits(logits[t - 1], labels)
-            if expected is not None:
-                self.hits[row, 2] += (logits[t - 1].argmax(1) == expected.argmax(1)).sum().cpu()
+            self.hits[row] += _all_hits(logits[t - 1], labels, expected)
         predictions = logits[self.time_steps[-1] - 1].argmax(1)
         self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
+
+    def count_exits(
+        self, rule: ExitRule, labels: Tensor, expected: Tensor | None, logits: Tensor, answers: Tensor, steps: Tensor
+    ) -> None:
+        """Count one batch's early exit: its answers `[N, classes]` and steps `[N]`, beside the logits of all steps."""
+        assert self.exit is not None
+        self.exit.count(_all_hits(answers, labels, expected), steps)
+        self.exit.count_curve(rule, labels, logits[: rule.time_steps])
 
     def plus(self, other: Tally) -> Tally:
         """Return what both counted, on different images."""
@@ -75,6 +85,7 @@ class Tally:
             self.speeds or other.speeds,
             self.layer_errors or other.layer_errors,
             [*self.left_out, *other.left_out],
+            self.exit.plus(other.exit) if self.exit and other.exit else None,
         )
 
     def evaluation(self, event_bits: int = 1, with_ann: bool = True) -> Evaluation:
@@ -109,7 +120,8 @@ class Tally:
             LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
             for site, rates in activity.event_rates().items()
         ]
-        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out)
+        exit = self.exit.result(event_bits, with_ann) if self.exit else None
+        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out, exit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -123,6 +135,7 @@ class Tally:
             "speeds": self.speeds,
             "layer_errors": self.layer_errors,
             "left_out": self.left_out,
+            "exit": self.exit and self.exit.to_dict(),
         }
 
     @classmethod
@@ -133,8 +146,17 @@ class Tally:
             "hits": torch.tensor(values["hits"]),
             "confusion": Counter({(label, prediction): count for label, prediction, count in values["confusion"]}),
             "activity": Activity(**values["activity"]),
+            "exit": values["exit"] and ExitCounts.from_dict(values["exit"]),
         }
         return cls(**{**values, **made})
+
+
+def _all_hits(logits: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor:
+    """Top-1, top-5 and agreement with the ANN's logits, where there are any: `[3]`, on the CPU."""
+    agreed = torch.zeros(1, dtype=torch.long)
+    if expected is not None:
+        agreed = (logits.argmax(1) == expected.argmax(1)).sum().cpu().view(1)
+    return torch.cat([_hits(logits, labels), agreed])
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ static image's are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from snnzoo.graph.shapes import value_shapes
 from snnzoo.layer import Readout
 
 Watch = Callable[[Node, list[Tensor], Tensor], None]
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -207,19 +210,36 @@ class SpikingNetwork(GraphModule, StepModule):
             )
         return self.run(x) if self.step_mode == "m" else self.run(x.unsqueeze(0))[0]
 
-    def run(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
+    def run(self, x_seq: Tensor, watch: Watch | None = None, known: Mapping[str, Tensor] = NOTHING) -> Tensor:
         """Return the logits after each step, `[T, N, classes]`.
 
         Args:
             watch: called with each node, its inputs and its value, `[T, N, ...]`.
+            known: what `front` gave for this input, or nothing: then all is computed.
         """
-        return self.classify(self._stepwise(self._decode, self.signals(x_seq, watch)), watch)
+        return self.classify(self._stepwise(self._decode, self.signals(x_seq, watch, known)), watch)
 
-    def signals(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
+    def front(self, x_seq: Tensor, watch: Watch | None = None) -> dict[str, Tensor]:
+        """Return the values before all neurons that what follows needs, by name: a static image's are so at each t."""
+        graph, values, tensors = self.graph, {INPUT: x_seq}, self.tensors()
+        for node in self._before_readout:
+            if node.name in graph.before_neurons:
+                inputs = [values[name] for name in node.inputs]
+                values[node.name] = self._run_node(node, tensors, inputs)
+                if watch is not None:
+                    watch(node, inputs, values[node.name])
+        needed = {
+            name for node in self._before_readout if node.name not in graph.before_neurons for name in node.inputs
+        }
+        return {name: value for name, value in values.items() if name in needed}
+
+    def signals(self, x_seq: Tensor, watch: Watch | None = None, known: Mapping[str, Tensor] = NOTHING) -> Tensor:
         """Return what is read out, `[T, N, ...]`: the sequence before it is decoded."""
-        values = {INPUT: x_seq}
+        values = {INPUT: x_seq, **known}
         tensors = self.tensors()
         for node in self._before_readout:
+            if known and node.name in self.graph.before_neurons:
+                continue
             inputs = [values[name] for name in node.inputs]
             for name in self.graph.last_uses[node.name]:
                 del values[name]

@@ -8,6 +8,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
+from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.graph.network import SpikingNetwork, Watch
@@ -16,6 +17,7 @@ from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.integer import PIECES, round_weights
 from snnzoo.inference.network import FoldedNetwork
 from snnzoo.inference.neuron import FoldedNeuron
+from snnzoo.inference.stepwise import run_until_sure
 from snnzoo.models.base import SpikingNet
 from snnzoo.ops import backends
 from snnzoo.ops.spec import state_dtype
@@ -117,6 +119,40 @@ class InferenceNetwork:
         """
         return self._run(x_seq, self._after_all_steps)
 
+    @torch.inference_mode()
+    def until_sure(self, images: Tensor, exit: ExitRule, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+        """Run each image for as many steps as it needs: those that are sure leave, and the rest goes on without them.
+
+        What becomes of an image does not depend on others in the batch. Steps run one by one, launched from Python.
+
+        Args:
+            images: `[N, C, H, W]`; or a sequence of frames, `[T, N, C, H, W]`, of the rule's T.
+            exit: of the network's file, `net.conversion.exits.rule(0.5)`, or any other.
+            watch: as of a call; for what comes before all neurons it is called once, if images are static.
+
+        Returns:
+            the logits with which each image left, `[N, classes]`, and after how many steps, `[N]`. Those of a network
+            that was trained as it is are the mean over its steps.
+
+        Raises:
+            ValueError: if the input has another shape.
+        """
+        x_seq = images.expand(exit.time_steps, *images.shape) if images.ndim in (2, 4) else images
+        if x_seq.ndim not in (3, 5) or len(x_seq) != exit.time_steps:
+            raise ValueError(
+                f"until_sure needs images [N, C, H, W], or frames [T, N, C, H, W] of the rule's T={exit.time_steps}, "
+                f"got {list(images.shape)}"
+            )
+        time_steps, batch = x_seq.shape[:2]
+        inputs = self._on_device(x_seq)
+        self._reset(keeps_state=True)
+        try:
+            return run_until_sure(
+                self.network, inputs.unflatten(0, (-1, batch)).expand(time_steps, *x_seq.shape[1:]), exit, watch
+            )
+        finally:
+            self._reset(keeps_state=True)
+
     def without_graphs(self) -> InferenceNetwork:
         """The same network, launched from Python at each call."""
         return InferenceNetwork(self.network, self.dtype, self.device, self.memory_format, None)
@@ -130,13 +166,8 @@ class InferenceNetwork:
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim not in (3, 5):
             raise ValueError(f"the network needs an input of shape [T, N, C, H, W], got {list(x_seq.shape)}")
-        time_steps = len(x_seq)
-        if x_seq.stride(0) == 0:  # a static image stays one image
-            x_seq = x_seq[:1]
-        images = x_seq.flatten(0, 1).to(self.device, self.dtype, non_blocking=True)
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=self.memory_format)
-        batch = x_seq.shape[1]
+        time_steps, batch = x_seq.shape[:2]
+        images = self._on_device(x_seq)
 
         def run(images: Tensor) -> Tensor:
             x_seq = images.unflatten(0, (-1, batch))
@@ -150,6 +181,13 @@ class InferenceNetwork:
             return run(images)
         key = (images.shape, batch, time_steps, readout.__name__, backends.forced())
         return self._graphs.run(key, run, images)
+
+    def _on_device(self, x_seq: Tensor) -> Tensor:
+        """`[T * N, ...]`, or `[N, ...]` of a static image, as the network takes them."""
+        if x_seq.stride(0) == 0:
+            x_seq = x_seq[:1]
+        images = x_seq.flatten(0, 1).to(self.device, self.dtype, non_blocking=True)
+        return images.contiguous(memory_format=self.memory_format) if images.ndim == 4 else images
 
     def _reset(self, *, keeps_state: bool) -> None:
         reset_net(self.network)

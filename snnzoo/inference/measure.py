@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from snnzoo.early_exit import ExitRule
 from snnzoo.functional import reset_net
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import Ann, SpikingNetwork
@@ -173,16 +174,23 @@ def _folded_graph(ann: Ann) -> Ann:
 
 
 def contenders(
-    net: SpikingNet | SpikingNetwork, ann: nn.Module, fast: InferenceNetwork, images: Tensor, time_steps: int
+    net: SpikingNet | SpikingNetwork,
+    ann: nn.Module,
+    fast: InferenceNetwork,
+    images: Tensor,
+    time_steps: int,
+    exit: ExitRule | None = None,
 ) -> dict[str, Run]:
     """A network in its fast form and as it is, and T passes of its ANN: how to run each on static `images`.
 
-    "fast" reads out after each step, "fast_final" once; "ann" is the module as it is, "ann_folded" has BN folded
-    and is channels-last, on a CUDA device also "ann_folded_graph", under a CUDA graph.
+    "fast" reads out after each step, "fast_final" once; "fast_exit", where there is a rule, until an image is sure;
+    "ann" is the module as it is, "ann_folded" has BN folded and is channels-last, on a CUDA device also
+    "ann_folded_graph", under a CUDA graph.
 
     Args:
         net, ann: on the device and in the dtype of `fast`.
         images: `[N, C, H, W]`, likewise.
+        exit: a rule of early exit.
     """
     x_seq = images.expand(time_steps, *images.shape)
     folded = folded_ann(ann).to(memory_format=torch.channels_last)
@@ -199,6 +207,7 @@ def contenders(
     runs: dict[str, Run] = {
         "fast": lambda: fast(x_seq),
         "fast_final": lambda: fast.final(x_seq),
+        **({} if exit is None else {"fast_exit": lambda: fast.until_sure(images, exit)}),
         "unprepared": unprepared,
         "ann": passes(ann, images),
         "ann_folded": passes(folded, channels_last),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnzoo.base import MemoryModule
 from snnzoo.errors import UsageError
 from snnzoo.graph.graph import Node
-from snnzoo.graph.network import SpikingNetwork, each_step
+from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
 from snnzoo.inference.folding import fold
 from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.threshold_node import ThresholdNode
@@ -77,8 +77,18 @@ class FoldedNetwork(SpikingNetwork):
     def _paths(self) -> list[str]:
         return [node.path for node in self.sites]
 
-    def signals(self, x_seq: Tensor, watch: Any = None) -> Tensor:
-        return super().signals(x_seq, watch).to(self.precise)
+    def signals(self, x_seq: Tensor, watch: Watch | None = None, known: Mapping[str, Tensor] = NOTHING) -> Tensor:
+        return super().signals(x_seq, watch, known).to(self.precise)
+
+    def select(self, chosen: Tensor) -> None:
+        """Go on with the state of some images only: their places in the batch, `[n]`."""
+        for module in self.modules():
+            if isinstance(module, FoldedNeuron) and module.state is not None:
+                module.state = tuple(select(part, chosen) for part in module.state)
+            elif isinstance(module, MemoryModule):
+                for name, value in module.named_memories():
+                    if isinstance(value, Tensor):
+                        setattr(module, name, select(value, chosen))
 
     def _run_node(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
         inputs = [self._converted(node, place, x) for place, x in enumerate(inputs)]
@@ -135,3 +145,9 @@ class FoldedNetwork(SpikingNetwork):
     def totals_suffice(self) -> bool:
         """Whether the last readout depends on the sum over time alone."""
         return self.coding is not None or all(node.row.kind == "linear" for node in self._behind_readout)
+
+
+def select(x: Tensor, chosen: Tensor) -> Tensor:
+    """Return some of `x [N, ...]`, in the memory format that it has."""
+    kept = torch.empty_like(x[: len(chosen)])  # of the format itself: index_select would make it contiguous
+    return torch.index_select(x, 0, chosen, out=kept)

@@ -163,6 +163,30 @@ def layers(one: Measured, roles: Roles) -> Figure:
     return figure
 
 
+def early_exit(one: Measured, roles: Roles) -> Figure:
+    """Top-1 against mean steps, of all thresholds, of the rule and of fixed T; and how many images took how many."""
+    row = one.evaluation.exit
+    assert row is not None
+    figure = Figure(figsize=(9.5, 3.5), layout="constrained")
+    curve, bars = figure.subplots(1, 2)
+    fixed = one.evaluation.results
+    points = ([result.time_steps for result in fixed], [100 * result.top1 for result in fixed])
+    curve.plot(*points, "o", color=roles["series2"], markersize=5, label="fixed T")
+    along = ([steps for steps, _ in row.curve], [100 * top1 for _, top1 in row.curve])
+    curve.plot(*along, color=roles["series1"], linewidth=1.8, label="one threshold")
+    curve.plot(row.mean_steps, 100 * row.top1, "*", color=roles["ink"], markersize=11, zorder=3, label="the rule")
+    curve.set(title="Accuracy for steps", xlabel="mean time steps of an image", ylabel="top-1 %")
+    curve.legend(loc="lower right")
+    shares = [100 * count / sum(row.steps) for count in row.steps]
+    bars.bar(range(1, 1 + len(shares)), shares, color=roles["series1"])
+    bars.set(title="When images leave", xlabel="after time step", ylabel="% of the images")
+    bars.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    for ax in (curve, bars):
+        ax.grid(True, linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure
+
+
 def confusion(one: Measured, roles: Roles) -> Figure:
     """What images of each class were taken for."""
     figure = Figure(figsize=(6.5, 5.6), layout="constrained")

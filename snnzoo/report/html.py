@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from snnzoo._version import __version__
 from snnzoo.checkpoints.output import atomic_output
 from snnzoo.errors import printable
+from snnzoo.evaluation.results import ExitResult, TimeStepResult
 from snnzoo.report import figures
 from snnzoo.report.figures import DARK, DRAWN_CLASSES, LIGHT, Measured, Roles, as_svg
 
@@ -130,11 +131,16 @@ def _results(measured: Sequence[Measured]) -> str:
             macs = f"{ann['multiply_accumulates'] / 1e6:.1f} MAC"
             tops = (_percent(ann["top1"]), _percent(ann["top5"]))
             rows.append([*name, "ANN", *tops, "", "", "", macs, f"{ann['energy_uj']:.2f}", ""])
-        for i, row in enumerate(one.evaluation.results):
+        shown: list[tuple[str, TimeStepResult | ExitResult]] = [
+            (str(row.time_steps), row) for row in one.evaluation.results
+        ]
+        if one.evaluation.exit:
+            shown.append((f"ø {one.evaluation.exit.mean_steps:.2f}", one.evaluation.exit))
+        for i, (steps, row) in enumerate(shown):
             rows.append(
                 [
                     *(["" if ann or i else one.label] if name else []),
-                    str(row.time_steps),
+                    steps,
                     _percent(row.top1),
                     _percent(row.top5),
                     f"{100 * (ann['top1'] - row.top1):+.2f}" if ann else "",
@@ -177,6 +183,13 @@ def _details(one: Measured, level: str) -> list[str]:
         parts += [
             "<h2>Confusion</h2>",
             _figure(lambda roles: figures.confusion(one, roles), "Confusion matrix", "half"),
+        ]
+    if evaluation.exit:
+        parts += [
+            f"<{level}>Early exit</{level}>",
+            _figure(lambda roles: figures.early_exit(one, roles), "Accuracy against mean steps, and steps taken"),
+            '<p class="note">ø: an image leaves when its readout is sure, by the rule of the file. The curve has one '
+            "threshold for all steps, from none to one that nothing is above.</p>",
         ]
     worst = most_confused(one)
     if worst:

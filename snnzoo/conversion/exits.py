@@ -1,0 +1,159 @@
+"""Choosing exit rules: thresholds for each time step, on images that the conversion has not seen.
+
+To leave early saves steps, and may change the class. A price, in steps, of a changed class makes one number of both;
+thresholds are those of the least sum. What a price leads to on other images is found by cross-validation, and for each
+tolerance the price of the fewest steps is taken that keeps it there: on the images that they were chosen on, a
+threshold for each of many steps would look better than it is. For the same reason every step at which images leave is
+charged a part of a changed class that nobody saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from snnzoo.conversion.converted_file import Conversion
+from snnzoo.conversion.inputs import network_input
+from snnzoo.early_exit import MEASURES, NEVER, ChosenRule, ExitRule, ExitTable
+from snnzoo.errors import UsageError
+from snnzoo.functional import reset_net
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.progress import Progress
+
+TOLERANCES = (0.1, 0.5, 1.0, 2.0)  # points
+MEASURE = "gap"
+FOLDS = 4
+SWEEPS = 4  # over all steps, at most
+PRICES = tuple(4.0 * 2**i for i in range(12))  # steps that a changed class costs
+UNSEEN = 0.5  # changed classes that a step is charged if images leave at it
+FEWEST_IMAGES = 64  # of fewer, not even a tolerance of two points means anything
+
+
+def calibrate_exits(
+    net: SpikingNetwork,
+    images: Tensor,
+    tolerances: Sequence[float] = TOLERANCES,
+    *,
+    measure: str = MEASURE,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> ExitTable:
+    """Choose a network's exit rules, and keep them in its `conversion`, so that `snnzoo.save` writes them.
+
+    Of N images, a rule may change the class of fewer than (N + 1) * tolerance / 100 by cross-validation: one more than
+    was seen has to be reckoned with. So a tolerance of 0.1 points needs 1,000 images; with fewer, no image leaves.
+
+    Args:
+        net: converted.
+        images: held back from its calibration, preprocessed, `[N, C, H, W]`; or frames `[N, T, C, H, W]`.
+        tolerances: shares of images, in percent, that may leave with another class than that of all T steps.
+        measure: "gap" or "entropy" (`snnzoo.early_exit`).
+        progress: called with (done, total, description).
+
+    Raises:
+        UsageError: for a network that was not converted, fewer than 64 images, or tolerances not in (0, 100).
+    """
+    conversion = net.conversion
+    if not isinstance(conversion, Conversion):
+        raise UsageError("exit rules are for converted networks: this one was not converted")
+    if len(images) < FEWEST_IMAGES:
+        raise UsageError(
+            f"exit rules take at least {FEWEST_IMAGES} held-back images, and 1,000 for a tolerance of 0.1 points; "
+            f"got {len(images)}"
+        )
+    if not all(0 < tolerance < 100 for tolerance in tolerances):
+        raise UsageError(f"tolerances must be points between 0 and 100, got {list(tolerances)}")
+    logits = _readouts(net, images, conversion.time_steps, batch_size, progress)
+    conversion.exits = choose_rules(logits, tolerances, measure)
+    return conversion.exits
+
+
+def _readouts(
+    net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int, progress: Progress | None
+) -> Tensor:
+    """The logits after each step, `[T, N, classes]`, on the CPU."""
+    weight = next(net.parameters())
+    found: list[Tensor] = []
+    with torch.inference_mode():
+        for done, part in enumerate(images.split(batch_size)):
+            if progress:
+                progress(done * batch_size, len(images), "exit rules")
+            reset_net(net)
+            found.append(net(network_input(part.to(weight.device, weight.dtype), net.coding, time_steps)).cpu())
+    reset_net(net)
+    if progress:
+        progress(len(images), len(images), "exit rules")
+    return torch.cat(found, 1)
+
+
+def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEASURE) -> ExitTable:
+    """Return the rules for images with these logits after each step, `[T, N, classes]`."""
+    images = logits.shape[1]
+    shift = _shift(logits)
+    found = []  # from the lowest price on
+    for price in PRICES:
+        changed, steps = 0, 0
+        for fold in range(FOLDS):
+            apart = torch.arange(images) % FOLDS == fold
+            thresholds = _thresholds(*_judged(logits[:, ~apart], shift, measure), price)
+            answers, taken = ExitRule(measure, thresholds, shift).apply(logits[:, apart])
+            changed += int((answers.argmax(1) != logits[-1, apart].argmax(1)).sum())
+            steps += int(taken.sum())
+        found.append((price, changed, steps))
+    rules = []
+    for tolerance in tolerances:
+        most = tolerance / 100 * (images + 1) - 1
+        within = [(steps, price, changed) for price, changed, steps in found if changed <= most]
+        if within:
+            steps, price, changed = min(within)
+            thresholds = _thresholds(*_judged(logits, shift, measure), price)
+        else:
+            steps, changed, thresholds = images * len(logits), 0, (NEVER,) * (len(logits) - 1)
+        rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
+    return ExitTable(measure, images, tuple(map(tuple, shift.tolist())), tuple(rules))
+
+
+def _shift(logits: Tensor) -> Tensor:
+    """What each class lacks after each step but the last, on average: `[T - 1, classes]`, to four digits."""
+    lacking = (logits[-1] - logits[:-1]).double().mean(1)
+    return torch.tensor([[float(f"{x:.4g}") for x in step] for step in lacking.tolist()], dtype=torch.float64)
+
+
+def _judged(logits: Tensor, shift: Tensor, measure: str) -> tuple[Tensor, Tensor]:
+    """Of each image, how sure it is after each early step, and whether its class changes after that: `[T - 1, N]`."""
+    readouts = logits[:-1] + shift.unsqueeze(1)
+    return MEASURES[measure](readouts), readouts.argmax(-1) != logits[-1].argmax(-1)
+
+
+def _thresholds(sure: Tensor, changes: Tensor, price: float) -> tuple[float, ...]:
+    """Return those with the least sum of steps and prices, found step by step, each given all others."""
+    steps, images = sure.shape
+    costs = torch.arange(1, steps + 2, dtype=torch.float64).unsqueeze(1).repeat(1, images)
+    costs[:-1] += price * changes
+    leaves = torch.zeros(steps + 1, images, dtype=torch.bool)
+    leaves[-1] = True
+    thresholds = [NEVER] * steps
+    for _ in range(SWEEPS):
+        before = list(thresholds)
+        for t in range(steps):
+            here = ~leaves[:t].any(0)
+            later = leaves[t + 1 :].int().argmax(0).unsqueeze(0)
+            saved = (costs[t + 1 :].gather(0, later)[0] - costs[t])[here]
+            thresholds[t] = _best_threshold(sure[t][here], saved, UNSEEN * price)
+            leaves[t] = sure[t] > thresholds[t]
+        if thresholds == before:
+            break
+    return tuple(thresholds)
+
+
+def _best_threshold(sure: Tensor, saved: Tensor, least: float) -> float:
+    """The threshold above which most is saved in all, if it is more than `least`; halfway to the next image below."""
+    ordered = sure.sort(descending=True)
+    totals = saved[ordered.indices].cumsum(0)
+    if len(totals) == 0 or totals.max() <= least:
+        return NEVER
+    last = int(totals.argmax())
+    values = ordered.values[last : last + 2].clamp(0, NEVER)
+    return float(values.mean() if len(values) == 2 else values[0] / 2)
