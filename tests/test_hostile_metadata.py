@@ -46,6 +46,13 @@ def load(converted, **changes):
         return None, str(error)
 
 
+RULE = {"tolerance": 0.5, "thresholds": [0.5], "changed": 0.1, "mean_steps": 1.5}
+
+
+def _exits(**changes):
+    return json.dumps({"measure": "gap", "images": 9, "shift": [[0.0] * 10], "rules": [RULE], **changes})
+
+
 REFUSED = {
     "classes": [
         ('["a"]', "1 names for 10 classes"), ("{}", "'classes' must be a list of text, or null"), ("3", "'classes'"),
@@ -82,6 +89,17 @@ REFUSED = {
     "input_shape": [(text, "input_shape") for text in ("[]", "[3, 0, 3]", "[3, 1000000, 3]", "3", "[1, 1, 1, 1]")],
     "graph": [(text, "graph is damaged") for text in ("", "[" * 100_000, "{}")],
     "format": [("snnzoo/9", "format 'snnzoo/9'"), (None, "no snnzoo metadata")],
+    "exits": [
+        ("[]", "'exits' must be"), ("{}", "'exits.measure' is missing"), ('{"measure": 3}', "exits.measure"),
+        (_exits(measure="margin"), "measure must be one of gap, entropy"), (_exits(images=0), "exits.images"),
+        (_exits(shift=3), "exits.shift"), (_exits(shift=[["a"]]), "exits.shift"), (_exits(shift=[]), "time_steps=2"),
+        (_exits(shift=[[0.0] * 9]), "not of 10 classes"), (_exits(rules=[3]), "exits.rules"),
+        (_exits(rules=[{"tolerance": 0}]), r"exits.rules\[0\].tolerance"), (_exits(surprise=1), "surprise"),
+        (_exits(rules=[{**RULE, "thresholds": [0.5] * 2}]), "time_steps=2"),
+        (_exits(rules=[{**RULE, "thresholds": [1.5]}]), "thresholds must be from 0 to 1"),
+        (_exits(rules=[{**RULE, "mean_steps": "1"}]), "mean_steps"),
+        (_exits(shift=[[1e999] * 10]), "exits.shift"), ("[" * 100_000, "too deeply"),
+    ],
     "surprise": [("1", "unknown field")],
 }  # fmt: skip
 
@@ -111,6 +129,8 @@ def test_what_a_field_may_be_is_read(converted):
         ("source", '{"weights": "resnet20.DEFAULT", "url": null}'),
         ("time_steps", "1024"),
         ("layers", None),
+        ("exits", "null"),
+        ("exits", _exits()),
         ("torch", None),
     ):
         net, error = load(converted, **{field: text})

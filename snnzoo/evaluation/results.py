@@ -80,9 +80,11 @@ class Evaluation:
     exit: ExitResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON; the confusion matrix is left out."""
+        """Return plain values, ready for JSON; the confusion matrix is left out, and `exit` where there is none."""
         values = asdict(self)
         del values["classes"], values["confusion"]
+        if self.exit is None:
+            del values["exit"]
         return values
 
 
