@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.folders import samples_of
 from snnzoo.data.preprocess import MAX_PIXELS
-from snnzoo.errors import SnnzooError, UsageError, printable
+from snnzoo.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from snnzoo.evaluation.prediction import Prediction
@@ -50,17 +51,13 @@ def predict(
     import torch
 
     from snnzoo import conversion
+    from snnzoo.data.loading import LeftOut
     from snnzoo.evaluation import prediction
 
     net = conversion.load(file)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
-    left_out: list[str] = []
-
-    def leave_out(error: Exception) -> None:
-        left_out.append(str(error))
-        common.say(f"left out: {error}", quiet)
-
+    left_out = LeftOut(functools.partial(common.say, quiet=quiet))
     found: list[dict[str, Any]] = []
     for one in prediction.predict(
         net,
@@ -71,15 +68,14 @@ def predict(
         dtype=getattr(torch, dtype),
         workers=workers,
         max_pixels=max_pixels,
-        leave_out=leave_out,
+        leave_out=left_out,
     ):
         found.append({**asdict(one), "image": str(one.image)})
         if json != "-":
             common.console().print(_line(one), markup=False)
-    if not found:
-        raise SnnzooError(f"none of {len(samples)} files can be read; the first one is {left_out[0]}")
+    left_out.require_some(len(found))
     settings = {"file": str(file), "time_steps": info.time_steps, "exit": exit}
-    common.write_json(json, {**settings, "predictions": found, "left_out": left_out}, force)
+    common.write_json(json, {**settings, "predictions": found, "left_out": left_out.names}, force)
 
 
 def _line(one: Prediction) -> str:

@@ -28,7 +28,7 @@ def settling(images=1200, classes=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     last = 3 * torch.randn(images, classes, generator=generator, dtype=torch.float64)
     noise = torch.randn(STEPS, images, classes, generator=generator, dtype=torch.float64)
-    lacking = torch.randn(classes, generator=generator, dtype=torch.float64)
+    lacking = torch.randn(classes, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     scale = torch.tensor([1.0, 0.5, 0.2, 0.0], dtype=torch.float64).view(-1, 1, 1)
     return last + scale * (noise - 2 * lacking)
 
@@ -132,14 +132,12 @@ def test_a_file_without_rules_is_read_and_asked_for_one_says_how_to_get_it(resne
     snnzoo.save(old, tmp_path / "old.safetensors")
     loaded = snnzoo.load(tmp_path / "old.safetensors")
     assert loaded.conversion.exits is None
-    with pytest.raises(
-        UsageError, match=r"old\.st has no exit rules: convert again with --calib-data, or .*calibrate_exits"
-    ):
+    with pytest.raises(UsageError, match=r"old\.st has no exit rules: convert again with --calib-data, or .*_exits"):
         conversion.exit_rule(loaded.conversion, 0.5, "old.st")
 
 
 def test_a_tolerance_that_is_not_kept_names_those_that_are(net):
-    with pytest.raises(UsageError, match="net: exit rules are kept for tolerances of 0.5, 60 points, got 0.3"):
+    with pytest.raises(UsageError, match=r"net: exit rules are kept for tolerances of 0\.5, 60 points, got 0\.3"):
         conversion.exit_rule(net.conversion, 0.3, "net")
 
 
@@ -157,6 +155,9 @@ def test_the_row_of_early_exit_equals_counts_by_hand(net, resnet20, data):
     logits = fast(images.expand(3, *images.shape))
     answers, steps = rule.apply(logits)
     assert 1 < steps.double().mean() < 3
+    alone = 0.0
+    for i, t in enumerate(steps.tolist()):
+        alone += evaluate(net, None, (images[i : i + 1], labels[i : i + 1]), [t]).results[0].synaptic_operations / 20
     rows = []
     for batch_size in (1, 7, 20):
         result = evaluate(net, resnet20, data, [1], batch_size=batch_size, exit=rule)
@@ -172,7 +173,8 @@ def test_the_row_of_early_exit_equals_counts_by_hand(net, resnet20, data):
         assert row.images_per_second > 0
         assert row.curve[0] == (1.0, (rule.readout(logits[0], 0).argmax(1) == labels).double().mean().item())
         assert row.curve[-1] == (3.0, result.results[-1].top1)
-        rows.append((row.top5, round(row.synaptic_operations), row.curve))
+        rows.append((row.top5, row.curve))
+        assert row.synaptic_operations == pytest.approx(alone, rel=1e-3)  # in float32 a spike may differ
     assert rows[0] == rows[1] == rows[2]
 
 
@@ -261,8 +263,7 @@ def test_predict_names_the_classes_of_each_image(run, file, net, image_folder):
     from PIL import Image
 
     x = torch.stack([transform(Image.open(picture).convert("RGB")) for picture in pictures])
-    with torch.inference_mode():
-        wanted = net(x.expand(3, *x.shape))[-1].softmax(1).topk(5)
+    wanted = prepare_for_inference(net).final(x.expand(3, *x.shape)).softmax(1).topk(5)
     with open("result.json") as text:
         report = json.load(text)
     for i, row in enumerate(report["predictions"]):
@@ -288,7 +289,7 @@ def test_predict_goes_on_without_images_that_cannot_be_read(run, file, image_fol
     assert "bad.png: cannot read this image" in err
     code, _, err = run("predict", file, bad)
     assert code == 1
-    assert "none of 1 files can be read" in err
+    assert "none of 1 images can be read" in err
 
 
 def test_predict_of_what_is_no_image_is_a_usage_error(run, file, tmp_path):
