@@ -98,7 +98,7 @@ REFUSED = {
         (_exits(rules=[{**RULE, "thresholds": [0.5] * 2}]), "time_steps=2"),
         (_exits(rules=[{**RULE, "thresholds": [1.5]}]), "thresholds must be from 0 to 1"),
         (_exits(rules=[{**RULE, "mean_steps": "1"}]), "mean_steps"),
-        (_exits(shift=[[1e999] * 10]), "exits.shift"), ("[" * 100_000, "too deeply"),
+        (_exits(shift=[[1e999] * 10]), "Infinity is no number"), ("[" * 100_000, "too deeply"),
     ],
     "surprise": [("1", "unknown field")],
 }  # fmt: skip
