@@ -451,3 +451,18 @@ def test_events_are_the_outputs_that_are_not_0_at_each_step_and_position(backend
 def test_events_of_a_sum_are_an_error():
     with pytest.raises(ValueError, match="events are counted of sequences"):
         ops.multi_step_neuron(torch.rand(2, 3, 4), codings.IF(), output="sum", counts_events=True)
+
+
+@pytest.mark.parametrize("name", [name for name in CODINGS if CODINGS[name].state])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_state_may_be_overwritten_by_the_one_after_it(backend, name, layout):
+    device = "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    coding = to_device(CODINGS[name], device)
+    x_seq = sequence((6, 2, 5, 3, 3), layout, device=device)
+    first = ops.multi_step_neuron(x_seq[:3], coding)
+    want = ops.multi_step_neuron(x_seq[3:], coding, state=first.state, t=3)
+    places = [part.data_ptr() for part in first.state]
+    found = ops.multi_step_neuron(x_seq[3:], coding, state=first.state, t=3, reuse_state=True)
+    assert torch.equal(found.sequence, want.sequence)
+    assert all(map(torch.equal, found.state, want.state))
+    assert [part.data_ptr() for part in found.state] == places

@@ -71,6 +71,7 @@ class FoldedNeuron(nn.Module):
             keep_state=self.keeps_state,
             out_dtype=torch.int8 if self.sends_counts and output == "sequence" else None,
             out=x_seq if self._may_overwrite(x_seq, output) else None,
+            reuse_state=True,
         )
         self.state = result.state or None
         self.steps = len(x_seq)

@@ -192,7 +192,8 @@ class _Worker:
     def _start(self, state: tuple[Tensor, ...], theta: Parameter, chunk: slice) -> None:
         if self.before:
             for part, before in zip(state, self.before, strict=True):
-                part.copy_(before[chunk])
+                if part.data_ptr() != before[chunk].data_ptr():  # the same memory, if the state is reused
+                    part.copy_(before[chunk])
             return
         first = self.coding.initial(theta)
         state[0].copy_(first) if isinstance(first, Tensor) else state[0].fill_(first)

@@ -31,6 +31,7 @@ def multi_step_neuron(
     keep_state: bool = True,
     out: Tensor | None = None,
     counts_events: bool = False,
+    reuse_state: bool = False,
 ) -> NeuronOutput:
     """Run one layer of neurons over all T steps.
 
@@ -54,6 +55,7 @@ def multi_step_neuron(
         out: where to write the sequence. It may be `x_seq` or `residual` itself, unless their time stride is 0.
             Not for training.
         counts_events: whether to count the outputs that are not 0, of a sequence `[T, N, C, ...]`.
+        reuse_state: whether the memory of `state` may become that of the final one. Not for training.
 
     Returns:
         the outputs and counts asked for, and the final state, in float32 (float64 for float64 input). Gradients
@@ -80,6 +82,7 @@ def multi_step_neuron(
         absolute,
         out,
         counts_events,
+        reuse_state,
     )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)

@@ -88,8 +88,16 @@ class MemoryOrder:
                 sequence = self.empty(x_seq, arguments.out_dtype, len(x_seq))
         if arguments.output != "sequence":
             total = self.empty(x_seq, x_seq.dtype)
-        kept = len(coding.state) if arguments.keep_state else 0
-        return NeuronOutput(sequence, total, tuple(self.empty(x_seq, state_dtype(x_seq.dtype)) for _ in range(kept)))
+        return NeuronOutput(sequence, total, self._allocate_state(x_seq, coding, arguments))
+
+    def _allocate_state(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, ...]:
+        if not arguments.keep_state:
+            return ()
+        dtype = state_dtype(x_seq.dtype)
+        given = arguments.state or () if arguments.reuse_state else ()
+        if given and all(part.dtype == dtype and self._fits(part.unsqueeze(0)) for part in given):
+            return given
+        return tuple(self.empty(x_seq, dtype) for _ in coding.state)
 
     def arrange(self, x_seq: Tensor, result: NeuronOutput) -> NeuronOutput:
         """Return a copy of a result for `x_seq` in this order."""

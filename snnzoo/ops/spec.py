@@ -65,6 +65,7 @@ class Arguments:
     absolute: bool = False
     out: Tensor | None = None
     counts_events: bool = False
+    reuse_state: bool = False
 
     @property
     def sequence_scaled(self) -> bool:
