@@ -40,6 +40,13 @@ def test_frames_of_events_are_recorded_learnt_converted_and_evaluated(monkeypatc
     assert not names["folder"].exists()
 
 
+def test_images_leave_early_and_keep_the_accuracy(monkeypatch, tmp_path, digits_home):
+    names = run("early_exit", monkeypatch, tmp_path)
+    assert names["mean_steps"] < 3
+    assert names["top1"] > 0.9
+    assert abs(names["top1"] - names["top1_of_all"]) < 0.05
+
+
 @pytest.mark.slow
 def test_a_spiking_resnet_learns_the_digits(monkeypatch, tmp_path):
     assert top1(run("train_spiking_resnet", monkeypatch, tmp_path)["result"])[-1] > 0.8
