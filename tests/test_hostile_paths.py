@@ -56,10 +56,21 @@ SAFETENSORS = {
 }
 
 
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="PyTorch has no type of half bytes")
+def test_a_type_that_pytorch_has_but_cannot_compute_with_is_named():
+    assert "w is of type torch.float4_e2m1fn_x2, which PyTorch cannot compute with" in refused(
+        SAFETENSORS["a type of half bytes"], "file.safetensors"
+    )
+
+
+def test_8_bit_and_complex_types_are_read():
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.uint8, torch.bool, torch.bfloat16):
+        written(save({"w": torch.zeros(4, dtype=torch.uint8).repeat(2).view(dtype)}), "file.safetensors")
+        assert read_checkpoint(Path("file.safetensors"))["w"].dtype == dtype
+
+
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_no_safetensors_header_that_lies_is_believed(name):
-    if name == "a type of half bytes" and hasattr(torch, "float4_e2m1fn_x2"):
-        pytest.skip("PyTorch has that type")
     refused(SAFETENSORS[name], "file.safetensors")
     with pytest.raises(CheckpointError):
         read_safetensors(Path("file.safetensors"))

@@ -139,7 +139,7 @@ BAD_FIELDS = {
     "url": ["", "ftp://a.org/b", "file:///etc/passwd", "https://", "https:///a.pth", "https://a.org:x/b.pth",
             "https://a.org:0/b.pth", "https://[::1/b.pth", "https://a.org/b c.pth", "https://a.org/", "https://a.org",
             "https://a.org/..", "https://a.org/.hidden", "https://é.org/a.pth", 7, None],
-    "filename": ["", "a/b", "..", ".", "../../etc/passwd", "a\\b", "a\nb", "x" * 201, 5, None],
+    "filename": ["", "a/b", "..", ".", "../../etc/passwd", "a\\b", "a\nb", "x" * 201, "a.pth.part", "a.LOCK", 5, None],
     "sha256": [12345678, "0123ABCD", "0123abc", "g" * 8, "a" * 65, "", None],
     "size": [0, -1, "44.7", float("nan"), float("inf"), True, None],
     "default": ["yes", 1, None],

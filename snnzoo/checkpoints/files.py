@@ -148,7 +148,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 check_name(key)
                 tensors[key] = value = file.get_tensor(key)
-                if not _can_be_copied(value.dtype):
+                if not _can_be_computed_with(value.dtype):
                     raise CheckpointError(f"{key} is of type {value.dtype}, which PyTorch cannot compute with")
                 claims.add(value.shape, value.element_size())
             return tensors, dict(file.metadata() or {})
@@ -159,9 +159,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @functools.cache
-def _can_be_copied(dtype: torch.dtype) -> bool:
+def _can_be_computed_with(dtype: torch.dtype) -> bool:
     try:
-        torch.empty(1, dtype=dtype).clone()
+        torch.empty(1, dtype=dtype).clone().to(torch.complex64 if dtype.is_complex else torch.float32)
     except (RuntimeError, NotImplementedError):
         return False
     return True
