@@ -1,6 +1,6 @@
 """Frames of events: digits in front of a sensor that moves, one .npz a recording, as an event camera's are.
 
-Ten seconds on a CPU: python examples/event_frames.py
+About ten seconds of a CPU core: python examples/event_frames.py
 """
 
 # %% Recordings: where the brightness of a pixel rises or falls, the sensor sends an event of that polarity

@@ -1,6 +1,6 @@
 """Convert a trained network to binary spikes at a T that is too small for that, and train it on until it is not.
 
-About ten seconds on two CPU cores: python examples/fine_tune_converted.py
+About ten seconds of a CPU core: python examples/fine_tune_converted.py
 """
 
 # %% An ordinary network, trained on scikit-learn's digits
