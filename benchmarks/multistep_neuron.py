@@ -14,6 +14,7 @@ and stands in the JSON.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ CODINGS: dict[str, codings.Coding] = {
     "delta": codings.Delta(7, 0.5),
 }
 PEER_IMPLEMENTATIONS = ("triton", "torch", "cuda")  # "cuda": native kernels, from a source build; CuPy is gone in 2.0.0
+PEER_IS_THERE = importlib.util.find_spec("spikingjelly") is not None
 CHANNELS, SIZE = 64, 56
 
 Run = Callable[[], Any]
@@ -151,7 +153,7 @@ def forward_contenders(case: Case, device: str, compiled: bool) -> tuple[dict[st
     if compiled:
         torch._dynamo.reset()
         contenders["torch.compile"] = torch.compile(reference, fullgraph=False, dynamic=False)
-    if case.coding in PEERS and not case.residual:
+    if PEER_IS_THERE and case.coding in PEERS and not case.residual:
         contenders["spikingjelly"] = peer_forward(case.coding, x)
     return contenders, case.bytes_moved(x)
 
@@ -173,7 +175,7 @@ def backward_contenders(case: Case, device: str, compiled: bool) -> tuple[dict[s
     with ops.use_backend("reference"):
         reference = ops.multi_step_neuron(x, coding, residual=residual).sequence
     contenders["reference"] = backward(reference, x, residual)
-    if case.coding in PEERS and not case.residual:
+    if PEER_IS_THERE and case.coding in PEERS and not case.residual:
         contenders["spikingjelly"] = backward(peer_forward(case.coding, x)(), x)
     return contenders, case.bytes_moved(x)
 
@@ -310,7 +312,9 @@ def main() -> None:
         compiled = compiled and case.layout == "contiguous" and case.direction == "forward"
         rows.append(measure(case, options.device, clock, wanted, compiled, notes))
         show(rows[-1], options.peer)
-    if options.device == "cuda" and not options.peer:
+    if not PEER_IS_THERE:
+        notes["spikingjelly"] = "it is not installed"
+    elif options.device == "cuda" and not options.peer:
         for implementation in PEER_IMPLEMENTATIONS:
             rows += run_peer(implementation, sys.argv[1:], notes)
     for name, note in notes.items():

@@ -278,6 +278,7 @@ SMALL = {"if": IFNode, "lif": LIFNode, "delta": "delta", "differential": "differ
 @pytest.mark.parametrize("kind", list(SMALL))
 def test_with_the_kernels_of_a_gpu_logits_are_those_of_the_network(kind):
     """Under Triton's interpreter where there is no GPU: static stem, residual, sums and pieces of time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     node = SMALL[kind] if not isinstance(SMALL[kind], str) else nn.ReLU
     net = shake_batch_norm(CifarResNet(1, neuron=node, num_classes=3)).eval()
@@ -285,7 +286,7 @@ def test_with_the_kernels_of_a_gpu_logits_are_those_of_the_network(kind):
         net = with_random_neurons(net, SMALL[kind])
     x = images(1, 3, 8, 8).float()
     with snnzoo.ops.use_backend("reference"):
-        fast = prepare_for_inference(net)
+        fast = prepare_for_inference(net, device=device)
         want = [(fast(x_seq), fast.final(x_seq)) for x_seq in (x.expand(9, *x.shape), images(2, 1, 3, 8, 8).float())]
     with snnzoo.ops.use_backend("triton"):
         got = [(fast(x_seq), fast.final(x_seq)) for x_seq in (x.expand(9, *x.shape), images(2, 1, 3, 8, 8).float())]

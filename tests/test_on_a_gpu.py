@@ -12,6 +12,7 @@ import snnzoo
 from helpers import shake_batch_norm
 from snnzoo import functional
 from snnzoo.cli import main as cli
+from snnzoo.data.preprocess import PRESETS
 from snnzoo.evaluation import evaluate
 from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.ops import backends
@@ -108,7 +109,9 @@ def run(gpu, monkeypatch, capfd, tmp_path):
 @pytest.mark.slow
 def test_the_commands_run_on_it(run, image_folder):
     ann = snnzoo.create_model("resnet20", neuron=nn.ReLU)
-    snnzoo.save(snnzoo.convert(ann, None, gamma=0.5, time_steps=1), "net.safetensors")
+    net = snnzoo.convert(ann, None, gamma=0.5, time_steps=1)
+    net.conversion.preprocess = PRESETS["cifar10"]
+    snnzoo.save(net, "net.safetensors")
     report = json.loads(
         run("eval", "net.safetensors", "--data", image_folder, "-T", 1, "--batch-size", 8, "--json", "-")
     )
