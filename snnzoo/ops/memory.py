@@ -6,6 +6,7 @@ Whatever its memory format (contiguous, channels-last ...), a dense step `[N, C,
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -27,11 +28,11 @@ class MemoryOrder:
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def channels(self) -> int:
         return self.shape[self.order.index(2)] if len(self.order) > 1 else 1
 
-    @property
+    @functools.cached_property
     def inner(self) -> int:
         """The number of neighbours in memory that share a channel."""
         return math.prod(self.shape[self.order.index(2) + 1 :]) if len(self.order) > 1 else 1
@@ -48,17 +49,27 @@ class MemoryOrder:
         in_order = places == list(range(places[0], places[0] + len(places)))
         return math.prod(self.shape[places[-1] + 1 :]) if in_order else None
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         return math.prod(self.shape)
 
-    def empty(self, like: Tensor, dtype: torch.dtype, steps: int | None = None) -> Tensor:
-        """An uninitialised step, or sequence of `steps`, on the device of `like`: no view, so it may be changed."""
+    @functools.cached_property
+    def step(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The sizes of a dense step, `[N, C, ...]`, and its strides."""
         sizes, strides, apart = [0] * len(self.order), [0] * len(self.order), 1
         for d, size in zip(reversed(self.order), reversed(self.shape), strict=True):
             sizes[d - 1], strides[d - 1], apart = size, apart, apart * size
+        return tuple(sizes), tuple(strides)
+
+    def has(self, x: Tensor) -> bool:
+        """Return whether a step, or each step of a sequence, lies in memory in this order, densely."""
+        return x.stride()[-len(self.order) :] == self.step[1]
+
+    def empty(self, like: Tensor, dtype: torch.dtype, steps: int | None = None) -> Tensor:
+        """An uninitialised step, or sequence of `steps`, on the device of `like`: no view, so it may be changed."""
+        sizes, strides = self.step
         if steps is not None:
-            sizes, strides = [steps, *sizes], [apart, *strides]
+            sizes, strides = (steps, *sizes), (self.numel, *strides)
         return like.new_empty_strided(sizes, strides, dtype=dtype)
 
     def flatten_step(self, step: Tensor) -> Tensor:
@@ -75,7 +86,7 @@ class MemoryOrder:
     def _fits(self, out: Tensor) -> bool:
         """Whether `flatten(out)` is a view."""
         steps_apart = len(out) == 1 or abs(out.stride(0)) >= self.numel
-        return steps_apart and out[0].permute([d - 1 for d in self.order]).is_contiguous()
+        return steps_apart and (self.has(out) or out[0].permute([d - 1 for d in self.order]).is_contiguous())
 
     def allocate(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
         """Memory for what is asked for: `arguments.out`, where it has this order, and new memory."""
@@ -111,8 +122,21 @@ class MemoryOrder:
 
 def memory_order(x_seq: Tensor) -> MemoryOrder:
     """Return that of `x_seq [T, N, ...]` where its steps are dense, else contiguous."""
-    strides = x_seq.stride()
-    order = tuple(sorted(range(1, x_seq.ndim), key=lambda d: -strides[d]))
-    if not x_seq[0].permute([d - 1 for d in order]).is_contiguous():
-        order = tuple(range(1, x_seq.ndim))
-    return MemoryOrder(order, tuple(x_seq.shape[d] for d in order))
+    shape, strides = tuple(x_seq.shape), x_seq.stride()
+    if all(type(n) is int for n in (*shape, *strides)):  # not symbols of torch.compile
+        return _known_order(shape, strides)
+    return _order(shape, strides)
+
+
+def _order(shape: tuple[int, ...], strides: tuple[int, ...]) -> MemoryOrder:
+    order = tuple(sorted(range(1, len(shape)), key=lambda d: -strides[d]))
+    apart = 1
+    for d in reversed(order):
+        if shape[d] != 1 and strides[d] != apart:
+            order = tuple(range(1, len(shape)))
+            break
+        apart *= shape[d]
+    return MemoryOrder(order, tuple(shape[d] for d in order))
+
+
+_known_order = functools.lru_cache(maxsize=1024)(_order)

@@ -71,7 +71,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     block = _block(order, 8)
     activation = arguments.activation
     lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
-    sequence = None if result.sequence is None else order.flatten(result.sequence)
+    sequence = _flat(order, result.sequence)
     (before_0, before_1), (after_0, after_1) = flat.state, _pair(result.state)
     with _device_of(x_seq):
         kernels.forward_kernel[(triton.cdiv(order.numel, block),)](
@@ -135,7 +135,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
     earlier_groups = (time_steps - 1) // steps
     checkpoints = x_seq.new_empty((max(1, earlier_groups * order.numel),), dtype=torch.float32)
     grad_tau = None if tau is None else x_seq.new_empty((programs,), dtype=torch.float32)
-    per_step = None if grads.sequence is None else order.flatten(grads.sequence)
+    per_step = _flat(order, grads.sequence)
     with _device_of(x_seq):
         kernels.backward_kernel[(programs,)](
             flat.x,
@@ -144,7 +144,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
             per_step,
             _flat_step(order, grads.total),
             _flat_step(order, grads.state),
-            order.flatten(grad_x),
+            grad_x,
             _flat_step(order, grad_v),
             grad_tau,
             checkpoints,
@@ -180,15 +180,20 @@ class _FlatArguments:
     """The arguments as kernels take them: a step flat in memory order, parameters as `[C]` or scalars."""
 
     def __init__(self, order: MemoryOrder, x_seq: Tensor, arguments: Arguments) -> None:
-        self.x = order.flatten(x_seq)
-        self.residual = None if arguments.residual is None else order.flatten(arguments.residual)
+        self.x = x_seq if order.has(x_seq) else order.flatten(x_seq)
+        self.residual = _flat(order, arguments.residual)
         self.state = [_flat_step(order, part) for part in _pair(arguments.state or ())]
         self.tensors = [value.contiguous() if isinstance(value, Tensor) else None for value in arguments.parameters]
         self.scalars = [0.0 if isinstance(value, Tensor) else float(value) for value in arguments.parameters]
 
 
+def _flat(order: MemoryOrder, x_seq: Tensor | None) -> Tensor | None:
+    """A sequence as kernels take it: of what lies in this order, they need no more than the address."""
+    return x_seq if x_seq is None or order.has(x_seq) else order.flatten(x_seq)
+
+
 def _flat_step(order: MemoryOrder, step: Tensor | None) -> Tensor | None:
-    return None if step is None else order.flatten_step(step)
+    return step if step is None or order.has(step) else order.flatten_step(step)
 
 
 def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
