@@ -9,12 +9,13 @@ import typer
 
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
-from snnzoo.cli.tables import choice_table, layer_table
+from snnzoo.cli.tables import choice_table, fit_line, layer_table
 from snnzoo.data.folders import class_names, is_frames, list_samples
-from snnzoo.data.preprocess import MAX_PIXELS, override, preset
+from snnzoo.data.preprocess import MAX_PIXELS, NORMALISATIONS, Preprocess, override, preset
 from snnzoo.errors import UsageError
 from snnzoo.recognition.ann import ann_source
 
+AUTO, DEFAULT_SIZE = "auto", 224
 FEW_IMAGES = 64  # fewer than these are too few to choose steps and levels on
 
 
@@ -72,8 +73,15 @@ def convert(
     mean: Annotated[str | None, typer.Option(metavar="A,B,C", help="Mean of the training images in [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="Their standard deviation.")] = None,
     preprocess: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Preset: imagenet, imagenet_v2, cifar10 or digits.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset: imagenet, imagenet_v2, cifar10 or digits; or auto, the normalisation that fits the network.",
+        ),
     ] = None,
+    force_fit: Annotated[
+        bool, typer.Option("--force-fit", help="Convert also what does not fit the calibration images at all.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="OUT", help="File to write.  [default: MODEL-snn.safetensors]"),
@@ -107,7 +115,10 @@ def convert(
         raise UsageError("--preprocess, --input-size, --mean and --std are for images, frames are taken as is")
     settings = None
     if not frames:
-        base = preset(preprocess) if preprocess else origin.preprocess
+        base = origin.preprocess if preprocess in (None, AUTO) else preset(preprocess)
+        if preprocess == AUTO:
+            _check_auto(calib_data, mean or std)
+            base = base or Preprocess(DEFAULT_SIZE, DEFAULT_SIZE, *NORMALISATIONS["ImageNet"])
         settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     options = {name: value for name, value in given.items() if value is not None}
@@ -119,6 +130,7 @@ def convert(
     from snnzoo import conversion
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.exits import FEWEST_IMAGES
+    from snnzoo.conversion.fitted import fitted
     from snnzoo.conversion.recipes import make_recipe
     from snnzoo.data.datasets import calibration_images
     from snnzoo.data.loading import LeftOut
@@ -128,15 +140,26 @@ def convert(
     left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
         module = origin.load(progress, notes.append).to(common.torch_device(device))
-        images = exit_images = None
+        images = exit_images = choice = found = None
         if calib_data is not None:
             wanted = calib_samples + (2 * calib_samples if exit_samples is None else exit_samples)
-            drawn = calibration_images(calib_data, settings, wanted, seed, max_pixels, progress, left_out)
-            images, exit_images = drawn[:calib_samples], drawn[calib_samples:]
+            images = calibration_images(calib_data, settings, wanted, seed, max_pixels, progress, left_out)
+        ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
+        if images is not None:
+            found = fitted(
+                ann,
+                images,
+                settings,
+                open_graph=checkpoint is not None and origin.by_keys,
+                open_preprocess=preprocess == AUTO or (checkpoint is not None and not (preprocess or mean or std)),
+                force=force_fit,
+                progress=progress,
+                notify=notes.append,
+            )
+            ann, settings = found.ann, found.preprocess
+            images, exit_images = found.images[:calib_samples], found.images[calib_samples:]
             if len(exit_images) < FEWEST_IMAGES:
                 exit_images = None
-        ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
-        choice = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
             tolerance = TOLERANCE if tolerance is None else tolerance
             choice = conversion.choose(ann, images, tolerance, batch_size=batch_size, seed=seed, progress=progress)
@@ -155,6 +178,7 @@ def convert(
             preprocess=settings,
             classes=origin.classes(ann.num_classes) or class_names(calib_data, ann.num_classes),
             source=origin.record(),
+            fit=found and found.to_dict(),
         )
     conversion.save(net, output, replace=force)
     for line in notes:
@@ -168,6 +192,13 @@ def _exits_line(exits: Any, images: int) -> str:
         return f"no rules of early exit: {why}, beyond the {images} to calibrate on"
     kept = ", ".join(f"{rule.mean_steps:.2f} for {rule.tolerance:g} points" for rule in exits.rules)
     return f"early exit, mean steps by tolerance on {exits.images} held-back images: {kept}"
+
+
+def _check_auto(calib_data: str | None, given: str | None) -> None:
+    if calib_data is None:
+        raise UsageError("--preprocess auto is judged by calibration images: give --calib-data DIR")
+    if given is not None:
+        raise UsageError("--preprocess auto finds mean and std: leave --mean and --std out")
 
 
 def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str | None) -> None:
@@ -196,6 +227,7 @@ def _report(
         "layers": conversion.layers,
         "exits": conversion.exits and conversion.exits.to_dict(),
         "left_out": left_out,
+        "fit": conversion.fit,
         "size": output.stat().st_size,
     }
     common.write_json(json, result, force)
@@ -216,9 +248,12 @@ def _report(
     if not images:
         common.say(
             "data-free: thresholds are guessed from the BN statistics; expect to need more time steps than with "
-            "--calib-data, a few hundred images without labels",
+            "--calib-data, a few hundred images without labels, which also tell whether network and preprocessing fit "
+            "(unchecked here)",
             quiet,
         )
+    elif conversion.fit is not None:
+        common.say(fit_line(conversion.fit), quiet)
     elif images < FEW_IMAGES:
         common.say(f"only {images} calibration images: {FEW_IMAGES} or more make a better network", quiet)
     common.say(_exits_line(conversion.exits, images), quiet)

@@ -52,6 +52,9 @@ def evaluate(
         Path | None, typer.Option(metavar="OUT.html", help="Write a report: figures, tables, provenance.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Write a picture: .png, .svg or .pdf.")] = None,
+    force_fit: Annotated[
+        bool, typer.Option("--force-fit", help="Evaluate also on images that do not fit the network at all.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the same evaluation where it was interrupted.")
     ] = False,
@@ -104,7 +107,7 @@ def evaluate(
             wanted |= {"max_pixels": max_pixels, "exit": exit}
             try:
                 info, result, partial = measure(
-                    file, trained, data, steps, wanted, rank, workers, resume, report is not None, quiet
+                    file, trained, data, steps, wanted, rank, workers, resume, force_fit, report is not None, quiet
                 )
             except Interrupted as interrupted:
                 if interrupted.evaluation is not None and not quiet:

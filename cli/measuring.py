@@ -31,6 +31,7 @@ def measure(
     rank: Rank,
     workers: int,
     resume: bool,
+    force_fit: bool,
     with_errors: bool,
     quiet: bool,
 ) -> tuple[Conversion | TrainedNetwork, Evaluation, PartialCounts]:
@@ -83,6 +84,7 @@ def measure(
             rank=rank,
             partial=partial,
             resume=resume,
+            check_fit=not force_fit,
             progress=progress,
             notify=lambda message: common.say(message, quiet),
         )

@@ -127,6 +127,15 @@ def choice_table(choice: dict[str, Any]) -> Table:
     return table
 
 
+def fit_line(fit: dict[str, Any]) -> str:
+    """Return a line on how well a network's BN fits its images."""
+    layers, worst = fit["layers"], fit["worst"]
+    return (
+        f"BN statistics and {fit['images']} images differ by {fit['mean']:.2g} nats on average over {len(layers)} "
+        f"layers, {layers[worst]:.2g} in {printable(worst)}"
+    )
+
+
 def layer_table(layers: list[dict[str, Any]]) -> Table:
     """Return a table, one row a layer of neurons, as calibration left it."""
     from rich.table import Table

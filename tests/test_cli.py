@@ -18,6 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import snnzoo
+from helpers import shake_batch_norm
 from snnzoo.checkpoints.files import read_safetensors
 from snnzoo.cli import main as cli
 
@@ -50,7 +51,7 @@ def resnet18_pth(tmp_path_factory, image_folder):
     """A torchvision resnet18 with 10 classes, saved as users save one."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoints") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), path)
+    torch.save(shake_batch_norm(torchvision.models.resnet18(num_classes=10)).state_dict(), path)
     return path
 
 

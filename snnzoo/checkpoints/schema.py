@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from snnzoo.data.preprocess import INTERPOLATIONS, MAX_SIZE
+from snnzoo.data.preprocess import INTERPOLATIONS, MAX_SIZE, ORDERS
 from snnzoo.errors import SnnzooError, printable, suggestion
 
 __all__ = ["PREPROCESS", "Field", "check", "is_count", "is_number", "is_text", "matches", "shown"]
@@ -93,4 +93,5 @@ PREPROCESS = {
     "mean": _CHANNELS,
     "std": _CHANNELS,
     "interpolation": Field(f"one of {', '.join(INTERPOLATIONS)}", INTERPOLATIONS.__contains__),
+    "order": Field(f"one of {', '.join(ORDERS)}", ORDERS.__contains__),
 }

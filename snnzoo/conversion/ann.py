@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from snnzoo.conversion.inputs import ann_input
+from snnzoo.conversion.inputs import ann_input, check_floating
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.graph.capture import capture, plain
@@ -43,6 +43,7 @@ def capture_ann(
         raise UsageError(
             f"expected a network to convert, got a {type(module).__name__}: snnzoo.load_ann makes one of a state dict"
         )
+    by_position = getattr(module, "by_position", False)
     name = model or str(getattr(module, "model_name", type(module).__name__))
     if isinstance(module, SpikingNet):
         if name in MODELS:
@@ -63,7 +64,9 @@ def capture_ann(
     tensors = {key: value.detach() for key, value in module.state_dict().items()}
     half = {torch.float16, torch.bfloat16}
     tensors = {key: value.float() if value.dtype in half else value.clone() for key, value in tensors.items()}
-    return Ann(graph, tensors, name, shape).eval()
+    ann = Ann(graph, tensors, name, shape).eval()
+    ann.by_position = by_position
+    return ann
 
 
 def _captured(module: nn.Module, example: Tensor, name: str) -> Graph:
@@ -99,10 +102,6 @@ def _captured_blind(module: nn.Module, given: int | None) -> tuple[Graph, list[i
 
 
 def _check_images(images: Tensor) -> None:
-    if not images.is_floating_point():
-        raise UsageError(
-            f"calibration images are {str(images.dtype).removeprefix('torch.')}: give what the network takes, "
-            "preprocessed, as float32"
-        )
+    check_floating(images, "calibration images")
     if not bool(images.isfinite().all()):
         raise SnnzooError("calibration images hold NaN or infinite values: check the preprocessing")

@@ -47,6 +47,7 @@ class Conversion:
     source: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
     exits: ExitTable | None = None  # rules of early exit
+    fit: dict[str, Any] | None = None  # of its BN to the calibration images (fit.statistics); None if not measured
     input_shape: list[int] | None = None  # of an image that it was captured with, [C, H, W]; None in the first format
 
     def to_metadata(self) -> dict[str, str]:
@@ -63,6 +64,7 @@ class Conversion:
             "source": json.dumps(self.source),
             "layers": json.dumps(self.layers),
             **({"exits": json.dumps(self.exits.to_dict())} if self.exits else {}),
+            "fit": json.dumps(self.fit),
             "input_shape": json.dumps(self.input_shape),
             "snnzoo": __version__,
             "torch": str(torch.__version__),
@@ -76,7 +78,7 @@ class Conversion:
             CheckpointError: if the metadata is not that of a converted network.
         """
         fields = read(metadata, source)
-        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "layers", "input_shape")
+        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "layers", "fit", "input_shape")
         try:
             return cls(
                 coding=coding_from_dict(fields["coding"], source),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from snnzoo.conversion.calibration import SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.exits import calibrate_exits
-from snnzoo.conversion.inputs import has_frames
+from snnzoo.conversion.inputs import ann_input, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
 from snnzoo.conversion.neurons import Parameters, install
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.errors import UsageError
+from snnzoo.fit import check
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
 
@@ -33,8 +34,10 @@ def convert(
     *,
     batch_size: int = 64,
     seed: int = 0,
+    check_fit: bool = True,
     progress: Progress | None = None,
     exit_images: Tensor | Iterable[Any] | None = None,
+    notify: Callable[[str], None] | None = None,
     **options: Any,
 ) -> SpikingNetwork:
     """Convert a network to a spiking one, training-free.
@@ -52,8 +55,11 @@ def convert(
             with "auto".
         batch_size: of the calibration passes.
         seed: of what calibration samples; fixes the result.
+        check_fit: whether to refuse a network whose BN statistics are far from what the images give (`fit.check`);
+            otherwise that is only said.
         progress: called with (done, total, description).
         exit_images: others than `images`, on which rules of early exit are chosen (`calibrate_exits`); None for none.
+        notify: called with a line on what does not fit; if None, it is a Python warning.
         options: of the recipe, such as `levels=3` or `threshold="max"`.
 
     Returns:
@@ -62,13 +68,17 @@ def convert(
 
     Raises:
         UsageError: for an unknown recipe or option, T < 1, no images, or images of a wrong shape.
-        SnnzooError: naming the operation and its module, if the network cannot be converted.
+        SnnzooError: naming the operation and its module, if the network cannot be converted; or if its weights are
+            damaged, or its BN does not fit the images at all.
 
     Example:
         >>> snn = snnzoo.convert(torchvision.models.resnet18(weights="DEFAULT"), images, time_steps=4)
     """
     images = None if images is None else _collect(images)
     own = capture_ann(ann, images)
+    fit = None
+    if images is not None:
+        fit = check.check_fit(own, ann_input(images), force=not check_fit, notify=notify)
     choice = None
     if recipe == "auto":
         if images is None or time_steps is not None or options.keys() - {"tolerance"}:
@@ -87,6 +97,7 @@ def convert(
         progress=progress,
         choice=choice,
         exit_images=None if exit_images is None else _collect(exit_images),
+        fit=fit and fit.to_dict(),
     )
 
 
@@ -112,7 +123,10 @@ def convert_ann(
         calibration_source: where the images are from, for the record.
         choice: how recipe and time steps were chosen, for the record.
         exit_images: samples that rules of early exit are chosen on.
-        origin: `preprocess`, `classes` and `source` of the `Conversion`.
+        origin: `preprocess`, `classes`, `source` and `fit` of the `Conversion`.
+
+    Raises:
+        SnnzooError: also if the weights are damaged, or there are neither images nor trained BN.
     """
     own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
     if time_steps is None:
@@ -130,6 +144,7 @@ def convert_ann(
     layers: list[SiteReport] = []
     coding, extrapolation = recipe.coding, 0.0
     if images is None:
+        check.check_data_free(own)
         parameters = data_free_parameters(own.graph, own.tensors(), coding)
     else:
         coding, extrapolation, parameters, layers = _calibrated(

@@ -17,6 +17,19 @@ def has_frames(samples: Tensor) -> bool:
     return samples.ndim == 5
 
 
+def check_floating(samples: Tensor, what: str) -> None:
+    """Refuse images of whole numbers, whose scale nobody knows.
+
+    Raises:
+        UsageError: saying `what` they are.
+    """
+    if not samples.is_floating_point():
+        raise UsageError(
+            f"{what} are {str(samples.dtype).removeprefix('torch.')}: give what the network takes, preprocessed, as "
+            "float32"
+        )
+
+
 def ann_input(samples: Tensor) -> Tensor:
     """What the ANN sees, `[N, C, H, W]`: images, or the mean of the frames."""
     return samples.mean(1) if has_frames(samples) else samples

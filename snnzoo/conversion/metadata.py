@@ -73,6 +73,17 @@ def _are_numbers(value: Any) -> bool:
     return _is_list(value, is_number)
 
 
+def _is_fit(value: Any) -> bool:
+    figures = ("images", "mean", "median")
+    return (
+        _is_mapping(value)
+        and all(is_number(value.get(key)) for key in figures)
+        and is_text(value.get("worst"))
+        and _is_mapping(value.get("layers"), is_number)
+        and isinstance(value.get("decisions", []), list)
+    )
+
+
 def _or_null(accepts: Check) -> Check:
     return lambda value: value is None or accepts(value)
 
@@ -91,6 +102,7 @@ _METADATA = {
     "source": Field("a mapping to text", _is_source, required=True),
     "layers": Field("a list of mappings to text and numbers", _are_layers),
     "exits": Field("exit rules, or null", _or_null(_is_mapping)),
+    "fit": Field("a mapping to figures of BN, or null", _or_null(_is_fit)),
     "snnzoo": Field("text", is_text),
     "torch": Field("text", is_text),
 }
@@ -153,7 +165,8 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         check(fields, _SECOND_METADATA, where, CheckpointError)
     if fields["preprocess"] is not None:
         check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
-    fields = {"layers": [], "input_shape": None, "exits": None, **fields, "time_steps": int(fields["time_steps"])}
+    absent = {"layers": [], "fit": None, "input_shape": None, "exits": None}
+    fields = {**absent, **fields, "time_steps": int(fields["time_steps"])}
     if fields["exits"] is not None:
         _check_exits(fields["exits"], fields["time_steps"], where)
     return fields

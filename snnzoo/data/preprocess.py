@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+ORDERS = ("RGB", "BGR")
 MAX_SIZE = 4096  # pixels of a side that images are resized or cropped to
 MAX_PIXELS = 89_478_485  # of an image that is read, and of what it is resized to; Pillow's own limit
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side, crop the centre, scale to [0, 1], normalise.
+    """Resize the shorter side, crop the centre, scale to [0, 1], put channels in order, normalise.
 
     Args:
         resize: pixels of the shorter side.
         crop: pixels of the square cut from the centre.
-        mean, std: per channel, of images in [0, 1].
+        mean, std: per channel, in the network's order, of images in [0, 1].
         interpolation: "nearest", "bilinear" or "bicubic".
+        order: of the network's channels, "RGB" or "BGR".
 
     Raises:
         ValueError: if a field is out of range.
@@ -36,6 +38,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    order: str = "RGB"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
@@ -48,6 +51,8 @@ class Preprocess:
             raise ValueError(f"std must be positive, got {self.std}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -57,14 +62,20 @@ class Preprocess:
         """Return a torchvision transform: RGB image to float32 `[C, crop, crop]`."""
         from torchvision import transforms
 
+        reorder = [transforms.Lambda(_reversed)] if self.order == "BGR" else []
         return transforms.Compose(
             [
                 transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
                 transforms.CenterCrop(self.crop),
                 transforms.ToTensor(),
+                *reorder,
                 transforms.Normalize(self.mean, self.std),
             ]
         )
+
+
+def _reversed(image: Tensor) -> Tensor:
+    return image.flip(0)
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,6 +85,16 @@ PRESETS = {
     "imagenet_v2": Preprocess(232, 224, _IMAGENET_MEAN, _IMAGENET_STD),
     "cifar10": Preprocess(32, 32, _IMAGENET_MEAN, _IMAGENET_STD),
     "digits": Preprocess(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # mean and std, in the order RGB
+    "ImageNet": (_IMAGENET_MEAN, _IMAGENET_STD),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-10, std of images": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "none, of 0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "ImageNet's mean, of 0 to 255": (_IMAGENET_MEAN, (1 / 255, 1 / 255, 1 / 255)),
 }
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from snnzoo.conversion.inputs import ann_input, check_floating
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import LeftOut, batches
 from snnzoo.early_exit import ExitRule
-from snnzoo.errors import SnnzooError, UsageError
+from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
 from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
 from snnzoo.evaluation.tally import Tally
+from snnzoo.fit import check
+from snnzoo.fit.statistics import Fit
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.graph.trained import as_graph
 from snnzoo.models.base import SpikingNet
@@ -54,6 +59,7 @@ def evaluate(
     workers: int = 1,
     exit: ExitRule | None = None,
     error_images: int = 0,
+    check_fit: bool = True,
     rank: Rank = ALONE,
     partial: PartialCounts | None = None,
     resume: bool = False,
@@ -77,6 +83,8 @@ def evaluate(
         exit: a rule of early exit: what it gives is one more row, beside that of all its T.
         error_images: how many images of the first batch each layer's error is measured on; none if 0, or of a
             trained network.
+        check_fit: whether to refuse a network whose BN statistics are far from what these images give (`fit.check`);
+            otherwise that is only said.
         rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
         partial: where counts are kept, until the caller has done with the results and deletes them.
         resume: go on from the counts in `partial`, if there are any.
@@ -84,10 +92,10 @@ def evaluate(
         notify: called with a line that the user should see.
 
     Raises:
-        UsageError: for T < 1, or more than there are frames; for a network that is neither converted nor trained, or
-            an ANN beside one that was trained.
-        SnnzooError: if there are no images, or more than 50 of them cannot be read; fewer are left out, and named in
-            the result.
+        UsageError: for images of whole numbers; for T < 1, or more than there are frames; for a network that is neither
+            converted nor trained, or an ANN beside one that was trained.
+        SnnzooError: for a gross misfit; if there are no images, or more than 50 of them cannot be read; fewer are left
+            out, and named in the result.
         Interrupted: on Ctrl-C, with what this process has measured so far.
     """
     time_steps = check_time_steps([*time_steps, exit.time_steps] if exit else time_steps)
@@ -96,6 +104,7 @@ def evaluate(
     total = len(samples)  # type: ignore[arg-type]
     if total == 0:
         raise SnnzooError("there are no images to evaluate on")
+    fit = _fit(network, samples, not check_fit, notify if rank.is_first else lambda line: None)
     runner = Runner(network, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
     bits = 1 if network.coding is None else network.coding.event_bits
     found = partial.load() if partial and resume else None
@@ -113,6 +122,7 @@ def evaluate(
             if len(labels) == 0:
                 counted = counted[0].plus(batch), counted[1] + 1
                 continue
+            check_floating(images, "images")
             if rank.is_first and not counted[0].speeds:
                 batch.speeds = [runner.images_per_second(images, t) for t in time_steps]
                 if exit and batch.exit:
@@ -140,7 +150,34 @@ def evaluate(
             partial.save(*counted)
     tally = rank.gather(counted[0])
     LeftOut(notify, tally.left_out).require_some(tally.images)
-    return tally.evaluation(bits, ann is not None)
+    result = tally.evaluation(bits, ann is not None)
+    result.fit = None if fit is None else fit.to_dict()
+    if rank.is_first and ann is not None and at_chance(result.ann["top1"], classes, result.images):
+        notify(
+            f"the ANN itself is at chance: {100 * result.ann['top1']:.1f} % top-1 of {classes} classes; check weights, "
+            "preprocessing and the order of classes, since agreement and gap say nothing then"
+        )
+    return result
+
+
+def at_chance(top1: float, classes: int, images: int) -> bool:
+    """Return whether a share of hits is what guessing gives, two standard deviations of it included."""
+    chance = 1 / classes
+    return classes > 1 and top1 <= chance + 2 * math.sqrt(chance * (1 - chance) / images)
+
+
+def _fit(
+    network: SpikingNetwork, samples: Dataset[tuple[Tensor, int]], force: bool, notify: Callable[[str], None]
+) -> Fit | None:
+    """How well a converted network's BN fits the data: images from all over it, since folders are in order of class."""
+    images = []
+    for place in check.spread(len(samples)) if network.coding is not None else ():  # type: ignore[arg-type]
+        with contextlib.suppress(UnreadableSample):  # named later, in its batch
+            images.append(samples[place][0])
+    if not images:
+        return None
+    check_floating(images[0], "images")
+    return check.check_fit(network, ann_input(torch.stack(images)), force=force, notify=notify)
 
 
 def _spiking(net: SpikingNet | SpikingNetwork, ann: nn.Module | None) -> SpikingNetwork:

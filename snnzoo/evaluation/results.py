@@ -68,6 +68,8 @@ class Evaluation:
     counts images by (class, what the spiking network took them for after the last T), where there are any.
     `left_out` names the images that could not be read, and says why. `exit` is the row of early exit, where a rule was
     given.
+    `left_out` names the images that could not be read, and says why. `fit` tells how far the statistics of the ANN's BN
+    are from what the images give (`snnzoo.fit.statistics`), None where there is no ANN or no BN.
     """
 
     images: int
@@ -78,6 +80,7 @@ class Evaluation:
     confusion: dict[tuple[int, int], int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     exit: ExitResult | None = None
+    fit: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; the confusion matrix is left out, and `exit` where there is none."""

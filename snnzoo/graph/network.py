@@ -42,6 +42,8 @@ class GraphModule(nn.Module):
         input_shape: of an image that it was captured with, `[C, H, W]`.
     """
 
+    by_position = False  # whether its layers were known by their order and shapes alone (checkpoints.positional)
+
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], model_name: str, input_shape: list[int]) -> None:
         super().__init__()
         self.model_name, self.input_shape = model_name, input_shape
@@ -99,6 +101,16 @@ class Ann(GraphModule):
 
     def forward(self, images: Tensor) -> Tensor:
         return run_graph(self.graph, self.tensors(), images)
+
+    def with_graph(self, graph: Graph) -> Ann:
+        """Return the ANN of another graph with these tensors."""
+        if graph == self.graph:
+            return self
+        other = Ann(
+            graph, {key: value.detach() for key, value in self.tensors().items()}, self.model_name, self.input_shape
+        )
+        other.by_position = self.by_position
+        return other.train(self.training)
 
 
 class _Sum(MemoryModule):

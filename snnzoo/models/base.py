@@ -38,6 +38,7 @@ class SpikingNet(SpikingModule):
     conversion: object | None = None  # of a converted network: how it was made (conversion.Conversion)
     readout: nn.Module
     avgpool: nn.Module
+    by_position = False  # whether its weights were found by their order and shapes alone (checkpoints.positional)
     fc: Any  # the classifier, of those that have it alone behind the readout
 
     @property

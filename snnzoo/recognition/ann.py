@@ -148,6 +148,11 @@ class AnnSource:
         return cls(model, entry.tag, entry.preprocess, entry)
 
     @property
+    def by_keys(self) -> bool:
+        """Whether nothing but keys and shapes of a checkpoint tells the architecture."""
+        return self.entry is None
+
+    @property
     def stem(self) -> str:
         """What files are named by."""
         return self.model
@@ -181,18 +186,20 @@ class AnnSource:
     ) -> SpikingNet:
         """Return the ANN; arguments and errors as `load_ann`."""
         notes: list[str] = []
+        by_position = False
         if self.entry is not None:
             state_dict = weights_of(self.entry, progress)
         else:
-            state_dict, notes = self._read_checkpoint()
+            state_dict, notes, by_position = self._read_checkpoint()
         ann = build_ann(self.model, state_dict, self.title, **self._arguments(state_dict))
+        ann.by_position = by_position
         if notify is not None:
             for line in notes:
                 notify(line)
         return ann
 
-    def _read_checkpoint(self) -> tuple[dict[str, Tensor], list[str]]:
-        """The state dict in torchvision's keys, and lines for the user."""
+    def _read_checkpoint(self) -> tuple[dict[str, Tensor], list[str], bool]:
+        """The state dict in torchvision's keys, lines for the user, and whether keys were found by position."""
         from snnzoo.checkpoints.files import read_checkpoint
         from snnzoo.recognition.reading import read_layout
 
@@ -205,7 +212,7 @@ class AnnSource:
             )
         neurons = [key for key in found.state_dict if is_neuron_key(key)]
         left_out = [f"left out {first_few(neurons)}: parameters of neurons, calibrated anew"] if neurons else []
-        return found.state_dict, [found.summary, *found.notes, *left_out]
+        return found.state_dict, [found.summary, *found.notes, *left_out], found.layout.name == "sequential"
 
     def _arguments(self, state_dict: dict[str, Tensor]) -> dict[str, Any]:
         """The arguments that build the model for these weights, as far as their shapes settle them."""

@@ -35,6 +35,7 @@ class NamedSource:
     checkpoint: Path | None = None
     num_classes: int | None = None
     calibration_source = None
+    by_keys = False  # its library's code or configuration tells the architecture
 
     @property
     def stem(self) -> str:
