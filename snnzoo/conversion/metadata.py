@@ -165,7 +165,7 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         check(fields, _SECOND_METADATA, where, CheckpointError)
     if fields["preprocess"] is not None:
         check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
-    absent = {"layers": [], "fit": None, "input_shape": None, "exits": None}
+    absent: dict[str, Any] = {"layers": [], "fit": None, "input_shape": None, "exits": None}
     fields = {**absent, **fields, "time_steps": int(fields["time_steps"])}
     if fields["exits"] is not None:
         _check_exits(fields["exits"], fields["time_steps"], where)
