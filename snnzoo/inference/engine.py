@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
 from snnzoo.graph.network import SpikingNetwork, Watch
+from snnzoo.graph.shapes import value_shapes
 from snnzoo.graph.trained import as_graph
 from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.integer import PIECES, round_weights
@@ -23,6 +25,7 @@ from snnzoo.ops import backends
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
+CACHED_BYTES = 32 << 20  # of the largest value: a CPU runs so few images at a time that its cache holds them
 
 
 def prepare_for_inference(
@@ -102,7 +105,7 @@ class InferenceNetwork:
 
         Args:
             watch: called with each node of `network.graph`, its inputs and its value, `[T, N, ...]`, once for each
-                piece of a long sequence; without a CUDA graph then.
+                piece of a long sequence, or of a large batch on a CPU; without a CUDA graph then.
 
         Raises:
             ValueError: if the input has another shape.
@@ -166,6 +169,25 @@ class InferenceNetwork:
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim not in (3, 5):
             raise ValueError(f"the network needs an input of shape [T, N, C, H, W], got {list(x_seq.shape)}")
+        parts = x_seq.split(self._images_at_once(x_seq), 1)
+        logits = [self._run_part(part, readout) for part in parts]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, -2)
+
+    def _images_at_once(self, x_seq: Tensor) -> int:
+        if self.device.type != "cpu":
+            return max(1, x_seq.shape[1])
+        steps = min(len(x_seq), STEPS_AT_ONCE)
+        size = self._growth * math.prod(x_seq.shape[2:]) * steps * self.dtype.itemsize
+        return max(1, CACHED_BYTES // max(1, int(size)))
+
+    @cached_property
+    def _growth(self) -> float:
+        """How many times as large as its image the largest value is."""
+        network = self.network
+        shapes = value_shapes(network.graph, network.tensors(), network.input_shape, network.model_name)
+        return max(math.prod(shape) for shape in shapes.values()) / math.prod(network.input_shape)
+
+    def _run_part(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         time_steps, batch = x_seq.shape[:2]
         images = self._on_device(x_seq)
 
