@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import snnzoo
 from helpers import neuron_sites, shake_batch_norm
@@ -208,6 +209,34 @@ def test_biases_and_residuals_are_left_to_the_neurons():
     assert not {"batch_norm", "add", "shift", "scale"} & set(operations)
     assert all("bias" not in node.parameters for node in network.graph if node.operation == "conv2d")
     assert sum(len(node.inputs) == 2 for node in network.graph.neurons) == 8  # those that end a block
+
+
+class PreActivation(nn.Module):
+    """Normalisation before the neurons, and convolutions behind them, as in DenseNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.norm, self.conv = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm2, self.fc = nn.BatchNorm2d(12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.conv0(x)
+        y = self.conv(F.relu(self.norm(x)))
+        return self.fc(F.relu(self.norm2(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("lowest", "scales"), [(0.5, 1), (-0.5, 2)])
+def test_a_positive_scale_before_a_neuron_goes_into_its_threshold_and_the_weights_behind(lowest, scales):
+    torch.manual_seed(0)
+    net = shake_batch_norm(PreActivation().double().eval())
+    nn.init.uniform_(net.norm.weight, lowest, 2)
+    net.norm.weight.data[0] = lowest
+    x = images(6, 3, 16, 16)
+    for recipe in ("delta", "rate", "signed", "differential"):
+        snn = snnzoo.convert(net, x, recipe, 3)
+        assert_equals(snn, x[:2].expand(3, 2, 3, 16, 16))
+        nodes = [node.operation for node in prepare_for_inference(snn).network.graph]
+        assert nodes.count("scale") == scales
 
 
 def test_a_static_image_passes_the_stem_once():

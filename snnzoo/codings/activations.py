@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,7 +38,10 @@ class Activation(Registered):
 
     Facts:
         per_channel: whether it differs from channel to channel (dimension 1).
+        homogeneous: whether f(a x) = a f(x) for all a > 0.
     """
+
+    homogeneous: ClassVar[bool] = False
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return f(x), in `out` where that is given; `out` has the shape and dtype of `x`."""
@@ -68,6 +71,7 @@ class ReLU(Activation):
     """max(x, 0)."""
 
     name = "relu"
+    homogeneous = True
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.clamp(x, min=0, out=out)
@@ -107,6 +111,7 @@ class LeakyReLU(Activation):
     slope: float | tuple[float, ...] = 0.01
 
     name = "leaky_relu"
+    homogeneous = True
 
     def __post_init__(self) -> None:
         slope: Any = self.slope

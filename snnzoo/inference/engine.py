@@ -25,7 +25,7 @@ from snnzoo.ops import backends
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
-CACHED_BYTES = 32 << 20  # of the largest value: a CPU runs so few images at a time that its cache holds them
+CACHED_BYTES = 64 << 20  # of the largest value: a CPU runs so few images at a time that its cache holds them
 
 
 def prepare_for_inference(

@@ -2,7 +2,8 @@
 
 Batch normalisation goes into the weights before it. What is left of it, and of every bias, is a constant for each
 channel, which passes through pools, sums and joins as it is: it waits until a neuron adds it with its own bias. An
-addition before a neuron is made by the neuron, too.
+addition before a neuron is made by the neuron, too. Where batch normalisation finds no weights before it, but a neuron
+and weights behind it, its positive scale goes into the neuron's threshold and those weights.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ _NEW_MEMORY = {"conv2d", "linear", "batch_norm", "add", "scale", "shift", "cat"}
 class Folded:
     """A rewritten graph, its tensors in float64, and what each neuron adds to its input, `[C]`, by its path.
 
+    `gains`: by paths of neurons, what their input lacks as a factor, `[C]`, and their output, too.
     `in_place`: paths of neurons that may write where their input is.
     """
 
     graph: Graph
     tensors: dict[str, Tensor]
     biases: dict[str, Tensor]
+    gains: dict[str, Tensor]
     in_place: frozenset[str]
 
 
@@ -55,10 +58,12 @@ class _Folder:
         self, net: SpikingNetwork, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self.graph, self.tensors, self.shapes = net.graph, dict(tensors), shapes
+        self.converted = net.coding is not None
         self.sites = {node.name for node in net.sites}
         self.nodes: dict[str, Node] = {}
         self.waiting: dict[str, Tensor] = {}  # constants that a value lacks, [C]
         self.biases: dict[str, Tensor] = {}
+        self.gains: dict[str, Tensor] = {}
 
     def add(self, node: Node) -> None:
         """Take in one node."""
@@ -95,7 +100,7 @@ class _Folder:
         paths = {node.path for node in graph if node.name in self.sites and self._owns(graph, node)}
         used = {key for node in graph for key in node.parameters.values()}
         tensors = {key: value for key, value in self.tensors.items() if key in used}
-        return Folded(graph, tensors, self.biases, frozenset(paths))
+        return Folded(graph, tensors, self.biases, self.gains, frozenset(paths))
 
     def _keep(self, node: Node, constant: Tensor | None = None) -> None:
         """Keep a node, whose value then lacks a constant."""
@@ -145,6 +150,12 @@ class _Folder:
 
     def _weighted(self, node: Node) -> None:
         node = dataclasses.replace(node, inputs=(self._whole(node.inputs[0]),))
+        gain = self.gains.get(self.nodes[node.inputs[0]].path) if node.inputs[0] in self.sites else None
+        if gain is not None:
+            key = f"{node.name}/weight"
+            weight = self.tensors[node.parameters["weight"]]
+            self.tensors[key] = weight * gain.view(1, -1, *[1] * (weight.ndim - 2))
+            node = dataclasses.replace(node, parameters={**node.parameters, "weight": key})
         bias = self.tensors.get(node.parameters.get("bias", ""))
         if node.operation == "linear" and len(self.shapes[node.name]) > 1:
             self._keep(node)  # its channels are not dimension 1
@@ -192,7 +203,32 @@ class _Folder:
         ):
             inputs = tuple(sorted(before.inputs, key=lambda name: not self._is_new(name)))
             del self.nodes[source]
+        elif before is not None and before.operation == "scale" and self._takes_gain(node, before):
+            self.gains[node.path] = self.tensors[before.parameters["other"]].flatten()
+            inputs = before.inputs
+            del self.nodes[source]
         self.nodes[node.name] = dataclasses.replace(node, inputs=inputs)
+
+    def _takes_gain(self, node: Node, scale: Node) -> bool:
+        """Whether a neuron, run on what `scale` scales, gives what it would, but for a factor that weights take in."""
+        if not (self.converted and node.activation.homogeneous and self._single_use(scale.name)):
+            return False
+        gain, shape = self.tensors.get(scale.parameters.get("other", "")), self.shapes[node.name]
+        behind = self.graph.consumers[node.name]
+        return (
+            gain is not None
+            and gain.shape == (shape[0], *[1] * (len(shape) - 1))
+            and scale.settings == {"factor": 1.0, "inverse": False}
+            and bool((gain > 0).all())
+            and node.name not in (self.graph.decoded, self.graph.output)
+            and all(self._takes_factors(user) for user in behind)
+        )
+
+    def _takes_factors(self, node: Node) -> bool:
+        """Whether the weights of a node can take in what each channel of its input lacks."""
+        return (
+            node.operation == "conv2d" and node.settings["groups"] == 1 and node.name not in self.graph.behind_readout
+        )
 
     def _is_new(self, name: str) -> bool:
         """Whether a value is in memory that a neuron may write to."""

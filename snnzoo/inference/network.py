@@ -35,7 +35,7 @@ class FoldedNetwork(SpikingNetwork):
                 raise UsageError(
                     f"no fast form of neuron {type(node).__name__} is known: run the network itself instead"
                 )
-            neurons[path] = FoldedNeuron(node, bias, in_place=path in folded.in_place)
+            neurons[path] = FoldedNeuron(node, bias, folded.gains.get(path, 1.0), in_place=path in folded.in_place)
         if not neurons:
             raise UsageError("the network has no spiking neurons: run the network itself instead")
         super().__init__(

@@ -24,6 +24,7 @@ class FoldedNeuron(nn.Module):
     Args:
         node: the neuron as it is in the unfolded network. Not changed.
         bias: what folded layers before it would have added, `[C]`.
+        gain: what they would have multiplied its input with, `[C]`; its output lacks that, too.
         in_place: whether its output may take the place of its input in memory.
     """
 
@@ -32,15 +33,15 @@ class FoldedNeuron(nn.Module):
     keeps_state = True
     sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
 
-    def __init__(self, node: ThresholdNode, bias: Tensor, in_place: bool = False) -> None:
+    def __init__(self, node: ThresholdNode, bias: Tensor, gain: Tensor | float = 1.0, in_place: bool = False) -> None:
         super().__init__()
         node = copy.deepcopy(node).double().requires_grad_(False)
         self.coding, self.in_place = _detached(node.coding), in_place
         arguments = node.arguments()
         self.scaled = arguments.get("scaled", False)
         self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
-        self._keep("v_threshold", arguments["v_threshold"])
-        self._keep("bias", arguments.get("bias", 0.0) + bias)
+        self._keep("v_threshold", arguments["v_threshold"] / gain)
+        self._keep("bias", (arguments.get("bias", 0.0) + bias) / gain)
         self.reset()
 
     def _keep(self, name: str, value: float | Tensor) -> None:
