@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ NetworkArgument = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16; on a CPU also int8, int16: weights.")]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 WorkersOption = Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")]
 SeedOption = Annotated[int, typer.Option(help="Which images are drawn.")]
 MaxPixelsOption = Annotated[

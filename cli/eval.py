@@ -60,7 +60,7 @@ def evaluate(
     ] = False,
     max_pixels: common.MaxPixelsOption = MAX_PIXELS,
     batch_size: common.BatchSizeOption = 64,
-    workers: common.WorkersOption = 1,
+    workers: common.WorkersOption = common.DEFAULT_WORKERS,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
     seed: common.SeedOption = 0,

@@ -9,7 +9,7 @@ from torch import nn
 import snnzoo
 from snnzoo import functional
 from snnzoo.codings import Delta, Differential, Rate, Signed
-from snnzoo.evaluation.activity import Activity, ActivityMeter, count_nonzero, fan_out
+from snnzoo.evaluation.activity import Activity, ActivityMeter, fan_out
 from snnzoo.evaluation.energy import ann_energy, snn_energy
 from snnzoo.graph import Node
 from snnzoo.graph.trained import as_graph
@@ -17,6 +17,7 @@ from snnzoo.inference import engine
 from snnzoo.models.base import SpikingNet
 from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, projection
 from snnzoo.neuron import MultiStepIFNode
+from snnzoo.ops import count_events
 
 
 def operations_one_by_one(conv, x):
@@ -74,9 +75,9 @@ def test_an_event_reaches_every_output_of_a_linear_layer():
 def test_non_zeros_are_counted_whatever_their_order_in_memory(dtype, shape):
     x_seq = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = (x_seq != 0).sum((1, 2))
-    assert torch.equal(count_nonzero(x_seq), expected)
-    assert torch.equal(count_nonzero(x_seq.movedim(2, -1).contiguous().movedim(-1, 2)), expected)
-    assert torch.equal(count_nonzero(x_seq[:1].expand(4, *shape[1:])), expected[:1].expand(4, *shape[3:]))
+    assert torch.equal(count_events(x_seq), expected)
+    assert torch.equal(count_events(x_seq.movedim(2, -1).contiguous().movedim(-1, 2)), expected)
+    assert torch.equal(count_events(x_seq[:1].expand(4, *shape[1:])), expected[:1].expand(4, *shape[3:]))
 
 
 class SmallNet(SpikingNet):
@@ -295,3 +296,16 @@ def test_the_fast_form_counts_what_the_network_does():
     assert meter.activity.dense == expected.dense
     assert meter.activity.neurons == expected.neurons
     assert meter.activity.events == expected.events
+
+
+def test_neurons_of_the_fast_form_count_only_while_a_meter_is_entered():
+    torch.manual_seed(0)
+    net = snnzoo.convert(Everything().double().eval(), torch.randn(8, 2, 8, 8).double(), levels=4, time_steps=2)
+    fast = snnzoo.prepare_for_inference(net)
+    x_seq, neuron = torch.randn(2, 2, 8, 8).double().expand(2, 2, 2, 8, 8), fast.network.neuron(net.sites[0].path)
+    meter = ActivityMeter(fast.network)
+    with meter:
+        fast(x_seq, meter.watch)
+        assert neuron.events is not None
+    fast(x_seq)
+    assert neuron.events is None

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from snnzoo.graph.graph import Graph, Node
 from snnzoo.graph.network import SpikingNetwork
+from snnzoo.inference.neuron import FoldedNeuron
+from snnzoo.ops import count_events
 
 
 @dataclass
@@ -90,12 +92,12 @@ class ActivityMeter:
         graph, tensors = net.graph, net.tensors()
         self.input_events = input_events
         self.activity = Activity()
-        self._sites = {node.name for node in graph.neurons}
+        self._sites = {node.name: net.neuron(node.path) for node in net.sites}
         self._layers = layer_names(graph)
         self._weights = {name: tensors[graph[name].parameters["weight"]].shape for name in self._layers}
         self._analog = graph.analog & self._layers.keys()
         self._first = _first_layers(graph)
-        self._counted = self._sites | {graph[name].inputs[0] for name in self._layers.keys() - self._analog}
+        self._counted = self._sites.keys() | {graph[name].inputs[0] for name in self._layers.keys() - self._analog}
         self._fans: dict[tuple[str, torch.Size], tuple[Tensor, int]] = {}
         self._start_batch()
 
@@ -107,9 +109,16 @@ class ActivityMeter:
 
     def __enter__(self) -> ActivityMeter:
         self._start_batch()
+        self._let_neurons_count(True)
         return self
 
+    def _let_neurons_count(self, wanted: bool) -> None:
+        for neuron in self._sites.values():
+            if isinstance(neuron, FoldedNeuron):
+                neuron.counts_events, neuron.events = wanted, None
+
     def __exit__(self, *error: object) -> None:
+        self._let_neurons_count(False)
         if error[0] is None:
             totals = [torch.cat(pieces) for pieces in (*self._events.values(), *self._operations.values())]
             counts = torch.stack(totals).tolist()  # the only time that the device is waited for
@@ -122,7 +131,8 @@ class ActivityMeter:
         """Count what a node has done, as `SpikingNetwork.run` calls it."""
         self._batch.images = max(self._batch.images, value.shape[1])  # fewer, once images leave early
         if node.name in self._counted:
-            self._nonzeros[node.name] = count_nonzero(value)
+            counted = getattr(self._sites.get(node.name), "events", None)  # where spikes are made
+            self._nonzeros[node.name] = count_events(value) if counted is None else counted
         if node.name in self._sites:
             self._batch.neurons[node.path] = value[0, 0].numel()
             self._events.setdefault(node.path, []).append(_per_step(self._nonzeros[node.name]))
@@ -133,7 +143,7 @@ class ActivityMeter:
         layer, source = self._layers[node.name], node.inputs[0]
         fan, self._batch.dense[layer] = self._fan_out(node, x_seq, y_seq)
         if node.name not in self._analog or (self.input_events and node.name in self._first):
-            nonzeros = self._nonzeros[source] if source in self._counted else count_nonzero(x_seq)
+            nonzeros = self._nonzeros[source] if source in self._counted else count_events(x_seq)
             self._operations.setdefault(layer, []).append(_per_step(nonzeros * fan))
 
     def _fan_out(self, node: Node, x_seq: Tensor, y_seq: Tensor) -> tuple[Tensor, int]:
@@ -143,14 +153,6 @@ class ActivityMeter:
             fan = fan_out(node, self._weights[node.name], shape, y_seq.shape[2:])
             self._fans[node.name, shape] = fan.to(x_seq.device), int(fan.expand(shape).sum())
         return self._fans[node.name, shape]
-
-
-def count_nonzero(x_seq: Tensor) -> Tensor:
-    """Return how many values of `[T, N, C, ...]` are not 0 at each step and position, `[T, ...]`, int64.
-
-    Memory may be in any order: nothing but a mask is made of it.
-    """
-    return (x_seq != 0).sum((1, 2), dtype=torch.int32).long()  # a sum of bools in int64 takes several times as long
 
 
 def _per_step(counts: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class FoldedNeuron(nn.Module):
     bias: float | Tensor
     keeps_state = True
     sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
+    counts_events = False  # whether `events` is of use
+    events: Tensor | None = None  # of the last call: outputs that are not 0, at each step and position, [T, ...]
 
     def __init__(self, node: ThresholdNode, bias: Tensor, gain: Tensor | float = 1.0, in_place: bool = False) -> None:
         super().__init__()
@@ -73,7 +75,9 @@ class FoldedNeuron(nn.Module):
             out_dtype=torch.int8 if self.sends_counts and output == "sequence" else None,
             out=x_seq if self._may_overwrite(x_seq, output) else None,
             reuse_state=True,
+            counts_events=self.counts_events and output == "sequence",
         )
+        self.events = result.events
         self.state = result.state or None
         self.steps = len(x_seq)
         self.t += self.steps

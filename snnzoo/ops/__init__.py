@@ -2,6 +2,6 @@
 
 from snnzoo.ops.backends import use_backend
 from snnzoo.ops.dispatch import multi_step_neuron
-from snnzoo.ops.spec import NeuronOutput, state_dtype
+from snnzoo.ops.spec import NeuronOutput, count_events, state_dtype
 
-__all__ = ["NeuronOutput", "multi_step_neuron", "state_dtype", "use_backend"]
+__all__ = ["NeuronOutput", "count_events", "multi_step_neuron", "state_dtype", "use_backend"]

@@ -241,10 +241,12 @@ void run_step(const Call &call, Neuron neuron, Tile &tile, int64_t *events, int6
     if (call.scaled && !(call.sequence && call.is_int8)) std::swap(values, counts);
     // from here to what the next call works on: the next step, or the next tile's first
     const int64_t x_ahead = is_last ? length - t * call.x_stride : call.x_stride;
+    const int64_t residual_ahead = is_last ? length - t * call.residual_stride : call.residual_stride;
     const int64_t y_ahead = is_last ? length - t * call.sequence_stride : call.sequence_stride;
     for (int64_t block = 0; block < length; block += BLOCK) {
         const int64_t end = std::min(block + BLOCK, length);
         for (int64_t i = block; i < end; i += LINE) __builtin_prefetch(x + x_ahead + i);
+        for (int64_t i = block; call.residual && i < end; i += LINE) __builtin_prefetch(residual + residual_ahead + i);
         for (int64_t i = block; writes && i < end; i += LINE) __builtin_prefetch(y + y_ahead + i, 1);
 #pragma omp simd
         for (int64_t i = block; i < end; i++) {
