@@ -5,7 +5,7 @@
 
 For each model: seconds of the forward passes over all images; of `evaluate` on tensors, which counts hits and activity
 and measures the speed, too; and of `evaluate` on a folder of JPEG files, decoding included. All take turns in one
-process; figures are medians. Networks are converted without data, images are random.
+process; figures are medians. Images and weights are random.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def compare(model: str, size: int, options: argparse.Namespace) -> dict[str, Any
     """Median seconds of each, and ratios to the two forward passes."""
     torch.manual_seed(0)
     ann = build(model, neuron=nn.ReLU, step_mode="s", num_classes=CLASSES).eval()
-    net = snnzoo.convert(ann, None, levels=3, gamma=0.5, time_steps=options.time_steps)
-    fast = snnzoo.prepare_for_inference(net)
     images = torch.randn(options.images, 3, size, size)
+    net = snnzoo.convert(ann, images[:16], levels=3, gamma=0.5, time_steps=options.time_steps)
+    fast = snnzoo.prepare_for_inference(net)
     labels = torch.arange(options.images) % CLASSES
     workers = {"workers": options.workers} if options.workers else {}
 

@@ -90,9 +90,10 @@ def compare(
 ) -> dict[str, Any]:
     """Times, ratios, memory and floor of every contender."""
     torch.manual_seed(0)
-    ann, net = networks(model, time_steps)
-    images = torch.randn(options.batch_size, 3, options.size, options.size).to(device, options.dtype)
-    delta_net = snnzoo.convert(ann, None, levels=3, gamma=0.5, time_steps=time_steps)
+    images = torch.randn(options.batch_size, 3, options.size, options.size)
+    ann, net = networks(model, time_steps, images)
+    delta_net = snnzoo.convert(ann, images, levels=3, gamma=0.5, time_steps=time_steps)
+    images = images.to(device, options.dtype)
     fast, delta = (snnzoo.prepare_for_inference(n, dtype=options.dtype, device=device) for n in (net, delta_net))
     x_seq = images.expand(time_steps, *images.shape)
     peers, lacking = spikingjelly(ann, net, model, images, time_steps, options)
@@ -136,11 +137,11 @@ def compare(
     }
 
 
-def networks(model: str, time_steps: int) -> tuple[nn.Module, SpikingNet | SpikingNetwork]:
+def networks(model: str, time_steps: int, images: Tensor) -> tuple[nn.Module, SpikingNet | SpikingNetwork]:
     """torchvision's ANN with random weights where it has one, and its spiking network."""
     if model not in MODELS:
         ann = torchvision.models.get_model(model, num_classes=1000).eval()
-        return ann, snnzoo.convert(ann, None, "rate", time_steps=time_steps)
+        return ann, snnzoo.convert(ann, images, "rate", time_steps=time_steps)
     ann = measure.torchvision_ann(build(model, neuron=nn.ReLU, step_mode="s").eval())
     net = build(model, neuron=snnzoo.neuron.IFNode).eval()
     net.load_state_dict(ann.state_dict())
