@@ -87,6 +87,13 @@ def to(self, *args, **kwargs):
     return torch._C.TensorBase.to(self, dtype, copy=copy, **settings)
 
 
+def module_to(self, *args, _to=torch.nn.Module.to, **kwargs):
+    """`Module.to`, also to where a tensor is."""
+    if args and isinstance(args[0], torch.Tensor):
+        args = args[0].device, args[0].dtype
+    return _to(self, *args, **kwargs)
+
+
 def held(x):
     return x.held if isinstance(x, Standin) else x
 
@@ -275,6 +282,7 @@ def pretended_gpu():
         for name, replacement in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
         stack.enter_context(mock.patch.object(torch.Tensor, "to", to))
+        stack.enter_context(mock.patch.object(torch.nn.Module, "to", module_to))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda self, *_: self))
         stack.enter_context(mock.patch.object(Recording, "pools_that_failed", []))
         stack.enter_context(mock.patch.object(triton_launch, "_block", lambda order, _: 1 << order.numel.bit_length()))

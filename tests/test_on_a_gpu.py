@@ -10,7 +10,7 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo import functional
+from snnzoo import codings, functional, ops
 from snnzoo.cli import main as cli
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.evaluation import evaluate
@@ -27,9 +27,11 @@ def gpu():
         yield gpu
 
 
-def small(neuron=nn.ReLU):
+def small(neuron=nn.ReLU, classes=3):
     torch.manual_seed(0)
-    return shake_batch_norm(CifarResNet(1, neuron=neuron, num_classes=3, step_mode="s" if neuron is nn.ReLU else "m"))
+    return shake_batch_norm(
+        CifarResNet(1, neuron=neuron, num_classes=classes, step_mode="s" if neuron is nn.ReLU else "m")
+    )
 
 
 def images(*shape):
@@ -108,8 +110,7 @@ def run(gpu, monkeypatch, capfd, tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_run_on_it(run, image_folder):
-    ann = snnzoo.create_model("resnet20", neuron=nn.ReLU)
-    net = snnzoo.convert(ann, None, gamma=0.5, time_steps=1)
+    net = snnzoo.convert(small(classes=10).eval(), images(4, 3, 32, 32), gamma=0.5, time_steps=1)
     net.conversion.preprocess = PRESETS["cifar10"]
     snnzoo.save(net, "net.safetensors")
     report = json.loads(
@@ -119,3 +120,38 @@ def test_the_commands_run_on_it(run, image_folder):
     report = json.loads(run("bench", "net.safetensors", "--batch-size", 1, "--repeats", 1, "--json", "-"))
     assert report["device_name"] == "pretended"
     assert "ann_folded_graph" in [row["name"] for row in report["results"]]
+
+
+def test_where_kernels_cannot_be_launched_it_is_said_once_and_the_reference_runs(gpu, monkeypatch):
+    probes = []
+
+    def probe():
+        probes.append(1)
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(triton_launch(), "INTERPRETED", False)
+    monkeypatch.setattr(triton_launch(), "probe", probe)
+    backends._triton_is_unavailable.cache_clear()
+    try:
+        x_seq = images(3, 2, 4)
+        with pytest.warns(UserWarning, match=r"cannot be launched: Failed to find C compiler.*step by step") as warned:
+            spikes = [ops.multi_step_neuron(x_seq.to("cuda"), codings.IF()).sequence for _ in range(3)]
+        assert (len(warned), len(probes)) == (1, 1)
+        assert torch.equal(spikes[2].cpu(), ops.multi_step_neuron(x_seq, codings.IF()).sequence)
+        with pytest.raises(RuntimeError, match=r"triton backend is unavailable.*C compiler"), ops.use_backend("triton"):
+            pass
+    finally:
+        backends._triton_is_unavailable.cache_clear()
+
+
+def triton_launch():
+    from snnzoo.ops import triton_launch  # imports triton, which must have heard of its interpreter by then
+
+    return triton_launch
+
+
+def test_what_delta_needs_of_every_step_is_made_without_tensors(gpu):
+    with torch.inference_mode():
+        values = [codings.Delta(3, 0.3).spike_value(t, torch.float32) for t in range(100)]
+    assert gpu.waits == 0
+    assert {type(value) for value in values} == {float}
