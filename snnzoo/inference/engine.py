@@ -158,6 +158,8 @@ class InferenceNetwork:
 
     def without_graphs(self) -> InferenceNetwork:
         """The same network, launched from Python at each call."""
+        if self._graphs is None:
+            return self
         return InferenceNetwork(self.network, self.dtype, self.device, self.memory_format, None)
 
     def forget_graphs(self) -> None:
