@@ -3,7 +3,7 @@
 A network is read out after every step, and most images keep the class of an early one. A rule measures how sure a
 readout is, and compares that with a threshold for each step:
 
-- the gap between the two largest probabilities, as the cutoff of Li et al. 2023 (arXiv 2301.09522) and the
+- the gap between the two largest probabilities, as the cutoff of Wu et al. 2023 (arXiv 2301.09522) and the
   confidence score of SEENN (Li et al., NeurIPS 2023, arXiv 2304.01230) look at the best classes;
 - the entropy of all probabilities, as DT-SNN (Li et al., DAC 2023, arXiv 2305.17346) does.
 
