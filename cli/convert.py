@@ -188,8 +188,8 @@ def convert(
 
 def _exits_line(exits: Any, images: int) -> str:
     if exits is None:
-        why = "no images are left to choose them on" if images else "they are chosen on images"
-        return f"no rules of early exit: {why}, beyond the {images} to calibrate on"
+        why = "too few images are left beyond those to calibrate on" if images else "they are chosen on --calib-data"
+        return f"no rules of early exit: {why}"
     kept = ", ".join(f"{rule.mean_steps:.2f} for {rule.tolerance:g} points" for rule in exits.rules)
     return f"early exit, mean steps by tolerance on {exits.images} held-back images: {kept}"
 
