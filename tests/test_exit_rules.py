@@ -1,7 +1,6 @@
 """Exit rules: how they are chosen, kept in a file, and what the command line makes of them."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -309,13 +308,3 @@ def test_a_thousand_classes_without_names_are_imagenets():
     assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
     assert class_names(None, 3) == ["0", "1", "2"]
     assert class_names(["a", "b"], 2) == ["a", "b"]
-
-
-def test_predict_imports_no_compiler(file, image_folder):
-    """It takes a second, of the three that an image may take from the shell."""
-    code = (
-        "import sys; from snnzoo.cli.main import app; "
-        f"app(['predict', {str(file)!r}, {str(image_folder / '0')!r}], standalone_mode=False); "
-        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
