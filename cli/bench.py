@@ -171,11 +171,11 @@ def _networks(model: str) -> tuple[SpikingNet | SpikingNetwork, nn.Module, int, 
     if model in MODELS:
         zoo = build(model).eval()
         relu = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s").eval()
-        return zoo, torchvision_ann(relu), PRESETS[MODELS[model].preprocess].crop, 4
+        return zoo, torchvision_ann(relu), PRESETS[MODELS[model].preprocess].size[-1], 4
     net, ann = conversion.load_with_ann(model)
     info = net.conversion
     assert isinstance(info, conversion.Conversion)
-    size = info.preprocess.crop if info.preprocess else ann.input_shape[-1]
+    size = info.preprocess.size[-1] if info.preprocess else ann.input_shape[-1]
     return net, torchvision_ann(ann), size, info.time_steps
 
 
@@ -196,7 +196,7 @@ def _trained(file: str, model: str, neuron: str) -> tuple[SpikingNet, nn.Module,
     net = load_snn(file, model, neuron)
     shapes = {key: value for key, value in net.model_kwargs.items() if key not in ("connect", "pool_first")}
     ann = build(model.removeprefix("sew_"), neuron=ReLU, step_mode="s", **shapes).eval()
-    return net, torchvision_ann(ann), PRESETS[MODELS[model].preprocess].crop, 4
+    return net, torchvision_ann(ann), PRESETS[MODELS[model].preprocess].size[-1], 4
 
 
 def _measure(

@@ -70,6 +70,10 @@ ManifestOption = Annotated[
 LayoutOption = Annotated[
     str | None, typer.Option(metavar="LAYOUT", help="Key layout of the checkpoint, instead of detecting it.")
 ]
+OptionOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Of the model, which no checkpoint tells: pool=avg, option=B, stem=cifar."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no messages.")]
 DebugOption = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")
@@ -197,6 +201,30 @@ def parse_floats(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} must be numbers such as 0.485,0.456,0.406, got {text!r}") from None
+
+
+def parse_pixels(option: str, text: str | None) -> int | tuple[int, int] | None:
+    """Return `"256"` as a number, `"128,64"` as two."""
+    if text is None:
+        return None
+    try:
+        sides = [int(part) for part in text.split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UsageError(f"{option} must be pixels such as 256, or height and width such as 128,64, got {text!r}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def parse_options(texts: list[str] | None) -> dict[str, Any]:
+    """Return `["pool=avg", "batch_norm=false"]` as a model's arguments."""
+    options: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--option must be NAME=VALUE, such as pool=avg, got {text!r}")
+        options[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
 
 
 def parse_time_steps(text: str) -> list[int]:

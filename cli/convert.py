@@ -11,7 +11,7 @@ from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.cli.tables import choice_table, fit_line, layer_table
 from snnzoo.data.folders import class_names, is_frames, list_samples
-from snnzoo.data.preprocess import MAX_PIXELS, NORMALISATIONS, Preprocess, override, preset
+from snnzoo.data.preprocess import MAX_PIXELS, NORMALISATIONS, Preprocess, for_channels, override, preset
 from snnzoo.errors import UsageError
 from snnzoo.recognition.ann import ann_source
 
@@ -27,6 +27,7 @@ def convert(
     manifest_file: common.ManifestOption = None,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own weights, instead.")] = None,
     layout: common.LayoutOption = None,
+    option: common.OptionOption = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Classes of the checkpoint.")] = None,
     recipe: Annotated[
         str | None,
@@ -70,6 +71,9 @@ def convert(
         ),
     ] = None,
     input_size: Annotated[int | None, typer.Option(metavar="N", help="Pixels of the network's input.")] = None,
+    resize: Annotated[
+        str | None, typer.Option(metavar="N|H,W", help="Resize images so first, then crop; H,W: no crop.")
+    ] = None,
     mean: Annotated[str | None, typer.Option(metavar="A,B,C", help="Mean of the training images in [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="Their standard deviation.")] = None,
     preprocess: Annotated[
@@ -106,20 +110,22 @@ def convert(
       snnzoo convert mynet.py:make_net --checkpoint mine.pth --preprocess cifar10 --calib-data DIR
     """
     common.check_time_steps(time_steps)
-    origin = ann_source(model, weights, checkpoint, num_classes, layout, manifest_file=manifest_file)
+    model_options = common.parse_options(option)
+    origin = ann_source(model, weights, checkpoint, num_classes, layout, None, manifest_file, model_options)
     output = output or Path(f"{origin.stem}-snn.safetensors")
     calib_data = calib_data or origin.calibration_source
     frames = calib_data not in (None, "digits") and is_frames(list_samples(Path(str(calib_data)))[0])
     origin.check_convertible(with_images=calib_data is not None)
-    if frames and any(option is not None for option in (preprocess, input_size, mean, std)):
-        raise UsageError("--preprocess, --input-size, --mean and --std are for images, frames are taken as is")
+    if frames and any(option is not None for option in (preprocess, resize, input_size, mean, std)):
+        raise UsageError("--preprocess, --resize, --input-size, --mean and --std are for images: frames stay as is")
     settings = None
     if not frames:
         base = origin.preprocess if preprocess in (None, AUTO) else preset(preprocess)
         if preprocess == AUTO:
             _check_auto(calib_data, mean or std)
             base = base or Preprocess(DEFAULT_SIZE, DEFAULT_SIZE, *NORMALISATIONS["ImageNet"])
-        settings = override(base, input_size, common.parse_floats("--mean", mean), common.parse_floats("--std", std))
+        given_mean, given_std = common.parse_floats("--mean", mean), common.parse_floats("--std", std)
+        settings = override(base, input_size, given_mean, given_std, common.parse_pixels("--resize", resize))
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     options = {name: value for name, value in given.items() if value is not None}
     automatic = recipe is None and time_steps is None and not options
@@ -128,6 +134,7 @@ def convert(
     check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
 
     from snnzoo import conversion
+    from snnzoo.conversion.ann import first_channels
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.exits import FEWEST_IMAGES
     from snnzoo.conversion.fitted import fitted
@@ -140,11 +147,17 @@ def convert(
     left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
         module = origin.load(progress, notes.append).to(common.torch_device(device))
+        if settings is not None:
+            base = origin.preprocess_of(module)
+            if preprocess in (None, AUTO) and base is not None and base != origin.preprocess:
+                settings = override(base, input_size, given_mean, given_std, common.parse_pixels("--resize", resize))
+                notes.append("made for small images, which are prepared as those of CIFAR-10: see --preprocess")
+            settings = for_channels(settings, first_channels(module), bool(mean or std), notes.append)
         images = exit_images = choice = found = None
         if calib_data is not None:
             wanted = calib_samples + (2 * calib_samples if exit_samples is None else exit_samples)
             images = calibration_images(calib_data, settings, wanted, seed, max_pixels, progress, left_out)
-        ann = conversion.capture_ann(module, images, origin.model, settings.crop if settings else None)
+        ann = conversion.capture_ann(module, images, origin.model, settings.size if settings else None, notes.append)
         if images is not None:
             found = fitted(
                 ann,
@@ -236,8 +249,7 @@ def _report(
     if "choice" in conversion.recipe and not quiet:
         common.console(stderr=True).print(choice_table(conversion.recipe["choice"]))
     source = conversion.source.get("weights") or conversion.source.get("file")
-    pixels = conversion.preprocess and conversion.preprocess.crop
-    shape = f"{pixels}x{pixels} input" if pixels else "frames of events"
+    shape = "{}x{} input".format(*conversion.preprocess.size) if conversion.preprocess else "frames of events"
     images = calibration["images"]
     how = f"calibrated on {images} images of {calibration['source']}" if images else "data-free"
     common.say(

@@ -12,7 +12,7 @@ import typer
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common, results
 from snnzoo.cli.measuring import measure
-from snnzoo.data.folders import check_class_folders
+from snnzoo.data.folders import check_class_folders, numbers_out_of_order
 from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.distributed import Rank, joined
@@ -95,6 +95,12 @@ def evaluate(
     if rank.is_first:
         _check_outputs(files, json, report, plot, force)
     quiet = quiet or not rank.is_first
+    if folders is not None and numbers_out_of_order(folders):
+        common.say(
+            f"{data}: class folders are labelled in the order of their names as text, {', '.join(folders[:3])} ..., as "
+            "torchvision's ImageFolder does it: pad the numbers with zeros if the network was trained otherwise",
+            quiet,
+        )
 
     from snnzoo.evaluation.evaluator import Interrupted
 

@@ -73,8 +73,9 @@ def export(
     net = snnzoo.load(file)
     info = net.conversion
     assert isinstance(info, Conversion)
-    size = input_size or (info.preprocess.crop if info.preprocess else None)
-    shape = tuple(net.input_shape) if size is None else (net.input_shape[0], size, size)
+    own = info.preprocess.size if info.preprocess else None
+    size = own if input_size is None else (input_size, input_size)
+    shape = tuple(net.input_shape) if size is None else (net.input_shape[0], *size)
     if format == "nir":
         from snnzoo.export.nir import write_nir
 

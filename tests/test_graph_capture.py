@@ -195,8 +195,8 @@ REFUSED = {
     ),
     "layer norm": (convnext, ["stem.1", "layer_norm", "one with BatchNorm"]),
     "group norm": (lambda: Net(lambda x: F.group_norm(x, 2)), ["part (Part)", "group_norm", "one with BatchNorm"]),
-    "a softmax head": (lambda: Net(end=lambda x: x.softmax(1)), ["end (Part)", "softmax", "does not change the class"]),
-    "a log-softmax head": (lambda: Net(end=lambda x: F.log_softmax(x, 1)), ["end (Part)", "log_softmax", "leave"]),
+    "a softmax inside": (lambda: Net(lambda x: x.softmax(1)), ["part (Part)", "softmax", "only at the end"]),
+    "a softmax over images": (lambda: Net(end=lambda x: x.softmax(0)), ["end (Part)", "softmax", "only at the end"]),
     "control flow": (lambda: Net(lambda x: x if x.sum() > 0 else -x), ["Net", "control flow that depends on the data"]),
     "mean of a batch": (
         lambda: Net(lambda x: x - x.mean(0, keepdim=True)),
@@ -227,6 +227,17 @@ REFUSED = {
     "a number of images": (lambda: Net(lambda x: x * x.size(0)), ["part (Part)", "mul"]),
     "a sum over a batch": (lambda: Net(lambda x: x.cumsum(0)), ["part (Part)", "cumsum"]),
 }
+
+
+@pytest.mark.parametrize("end", [lambda x: x.softmax(1), lambda x: F.log_softmax(x, dim=-1), torch.sigmoid])
+def test_what_keeps_ranks_is_left_out_at_the_end_and_said(end):
+    said = []
+    net = Net(end=end).eval()
+    graph = capture(net, IMAGE, said.append)
+    assert "is left out" in said[0]
+    with torch.no_grad():
+        logits = run_graph(graph, net.state_dict(), IMAGE)
+        torch.testing.assert_close(end(logits), net(IMAGE))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -75,10 +75,11 @@ def test_incomplete_weights_are_refused_with_what_is_missing(lost, message):
         identify(weights, "f")
 
 
-def test_a_small_stem_before_four_stages_is_refused():
-    weights = {**meta("resnet18"), "conv1.weight": torch.empty(64, 3, 3, 3, device="meta")}
-    with pytest.raises(CheckpointError, match="resnet18 has a 7x7 stem, this one 3x3"):
-        identify(weights, "f")
+def test_a_small_stem_before_four_stages_is_that_of_small_images_and_no_other_is_known():
+    small, other = (torch.empty(64, 3, size, size, device="meta") for size in (3, 5))
+    assert identify({**meta("resnet18"), "conv1.weight": small}, "f")[1]["stem"] == "cifar"
+    with pytest.raises(CheckpointError, match="resnet18 has a stem of 7x7 or 3x3, this one 5x5"):
+        identify({**meta("resnet18"), "conv1.weight": other}, "f")
 
 
 def test_incomplete_weights_still_tell_what_they_can():

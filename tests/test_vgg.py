@@ -319,6 +319,23 @@ def test_a_vgg_of_ones_own_is_converted_as_what_it_computes(ann, images):
     assert (found - expected).abs().mean() < 0.1 * expected.std()
 
 
-def test_a_head_in_place_of_a_vggs_classifier_is_a_usage_error():
-    with pytest.raises(UsageError, match="classifier cannot be replaced"):
-        snnzoo.create_model("vgg11", hidden_features=4, head=["Linear", 4, 2, True])
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_a_head_in_place_of_a_vggs_classifier_has_neurons_and_sees_as_many_pixels_as_it_takes(pool):
+    head = [["Dropout", 0.5], ["Linear", 4 * 512, 16, True], ["ReLU"], ["Linear", 16, 2, True]]
+    net = snnzoo.create_model("vgg11_bn", head=head, pool=pool).eval()
+    assert net.avgpool.output_size == 2
+    assert isinstance(net.classifier[2].sn, neuron.IFNode)
+    assert net(torch.rand(3, 1, 3, 64, 64)).shape == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"head": ["Linear", 4, 2, True]}, "vgg11: the head takes 4 features, expected 512 times"),
+        ({"head": ["Linear", 2 * 512, 2, True]}, "512 times the pixels of a square"),
+        ({"pool": "median"}, "pool must be one of max, avg"),
+    ],
+)
+def test_what_no_vgg_has_is_a_usage_error(kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        snnzoo.create_model("vgg11", **kwargs)

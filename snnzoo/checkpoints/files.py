@@ -22,8 +22,7 @@ from torch import Tensor
 
 from snnzoo.checkpoints import shards, untrusted
 from snnzoo.checkpoints.output import atomic_output
-from snnzoo.checkpoints.untrusted.legacy_files import MAGIC
-from snnzoo.checkpoints.untrusted.limits import MAX_TEXT, Claims, check_name
+from snnzoo.checkpoints.untrusted.limits import LEGACY_MAGIC, MAX_TEXT, Claims, check_name
 from snnzoo.errors import CheckpointError
 
 FORMATS = {
@@ -32,8 +31,9 @@ FORMATS = {
     "zip": "PyTorch (zip)",
     "legacy": "PyTorch (pickle, before 1.6)",
     "tar": "PyTorch (tar, before 0.1.10)",
+    "pickle": "pickle",
 }
-_SUFFIXES = (".safetensors", ".index.json", ".pt", ".pth", ".th", ".bin", ".ckpt")
+_SUFFIXES = (".safetensors", ".index.json", ".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
 _MISTAKEN = {  # what users download or keep under a checkpoint's name
     b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for: run git lfs pull",
     b"<": "a web page: download the file itself",
@@ -43,7 +43,6 @@ _MISTAKEN = {  # what users download or keep under a checkpoint's name
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
     b"\x89HDF": "an HDF5 file, as of Keras: the zoo reads PyTorch's and safetensors",
     b"\x93NUMPY": "a NumPy array: the zoo reads PyTorch's and safetensors",
-    b"\x80": "a pickle that torch.save did not write: save its state_dict with torch.save where it was written",
 }
 
 
@@ -56,9 +55,10 @@ def sha256_of(path: Path) -> str:
 def read_checkpoint(path: Path) -> Any:
     """Return what a checkpoint holds: its tensors on the CPU, in the dicts and beside the plain values that it has.
 
-    Reads .safetensors, .pt, .pth, .th, .bin and .ckpt files, in all formats that torch.save has had, and the shards
-    of a model.safetensors.index.json or pytorch_model.bin.index.json. Pickled files are gone through without
-    unpickling (see `untrusted`): whole modules come as their state dicts, other objects as mappings of what they kept.
+    Reads .safetensors, .pt, .pth, .th, .bin, .ckpt and .pkl files, in all formats that torch.save has had and as plain
+    pickles, of tensors or NumPy arrays, and the shards of a model.safetensors.index.json or
+    pytorch_model.bin.index.json. Pickled files are gone through without unpickling (see `untrusted`): whole modules
+    come as their state dicts, other objects as mappings of what they kept.
     Tensors are mapped from the file where its format allows.
 
     Raises:
@@ -101,8 +101,8 @@ def file_format(path: Path) -> str:
         return "zip"
     if head[257:262] == b"ustar":
         return "tar"
-    if head[:1] == b"\x80" and MAGIC.to_bytes(10, "little") in head[:32]:
-        return "legacy"
+    if head[:1] == b"\x80":
+        return "legacy" if LEGACY_MAGIC.to_bytes(10, "little") in head[:32] else "pickle"
     if head.lstrip()[:1] == b"{":
         return "index"
     what = next((what for start, what in _MISTAKEN.items() if head.startswith(start)), None)

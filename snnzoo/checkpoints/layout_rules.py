@@ -1,8 +1,8 @@
 """Key layouts as tables: how each library names the layers of a network, beside torchvision's names.
 
 A rule is a pair of templates for the path of a module, theirs and torchvision's; what follows the path
-(`weight`, `running_mean` ...) stays. In a template `{s}` stands for a number, `{s-1}` for that number
-less one, and `{rest}` for any further path or none. Nothing here imports torch.
+(`weight`, `running_mean` ...) stays. In a template `{s}` stands for a number, `{s-1}` and `{s+1}` for that number
+less and plus one, and `{rest}` for any further path or none. Nothing here imports torch.
 
 >>> Rule("encoder.stages.{s-1}.layers.{b}.shortcut", "layer{s}.{b}.downsample").to_torchvision(
 ...     "encoder.stages.0.layers.2.shortcut.weight")
@@ -17,16 +17,17 @@ from functools import cached_property
 
 from snnzoo.errors import UsageError, suggestion
 
-_SLOT = re.compile(r"\{(\w+)(-1)?\}")
+_SLOT = re.compile(r"\{(\w+)([+-]1)?\}")
 _NEURON_KEY = re.compile(r"(^|\.)(downsample_)?sn\d*\.")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A pair of templates for module paths: `theirs` and torchvision's, `ours`."""
+    """A pair of templates for module paths: `theirs` and torchvision's, `ours`; `leaf` limits it to some tensors."""
 
     theirs: str
     ours: str
+    leaf: str = r"\w+"
 
     def to_torchvision(self, key: str) -> str | None:
         """Return their key as torchvision's, None if the rule is not for it."""
@@ -38,30 +39,30 @@ class Rule:
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
-        return _pattern(self.theirs), _pattern(self.ours)
+        return _pattern(self.theirs, self.leaf), _pattern(self.ours, self.leaf)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str, leaf: str) -> re.Pattern[str]:
     """The keys of a module that a template is for, its path and one more part."""
     parts = _SLOT.split(template)  # literal, slot, offset, literal, slot, offset, ... literal
     pattern = re.escape(parts[0])
     for name, literal in zip(parts[1::3], parts[3::3], strict=True):
         values = r"(?:\.\w+)*" if name == "rest" else r"\d{1,6}"
         pattern += f"(?P<{name}>{values}){re.escape(literal)}"
-    return re.compile(pattern + r"\.(?P<leaf>\w+)", re.ASCII)
+    return re.compile(rf"{pattern}\.(?P<leaf>{leaf})", re.ASCII)
 
 
 def _translate(key: str, pattern: re.Pattern[str], given: str, wanted: str) -> str | None:
     match = pattern.fullmatch(key)
     if match is None:
         return None
-    less_one = {name for name, offset in _SLOT.findall(given) if offset}
+    offsets = {name: int(offset or 0) for name, offset in _SLOT.findall(given)}
 
     def fill(slot: re.Match[str]) -> str:
         name, offset = slot.groups()
         if name == "rest":
             return match["rest"]
-        return str(int(match[name]) + (name in less_one) - bool(offset))
+        return str(int(match[name]) - offsets[name] + int(offset or 0))
 
     return f"{_SLOT.sub(fill, wanted)}.{match['leaf']}"
 
@@ -82,7 +83,11 @@ BODY = _same(
     "layer{s}.{b}.downsample.{i}",
 )
 CLASSIFIER = _same("fc{rest}")
-VGG = _same("features.{i}", "classifier.{i}")
+VGG = (
+    Rule("features.{i}", "features.{i}.sn", leaf="w"),  # a neuron of SpikingJelly in nn.Sequential
+    Rule("classifier.{i}", "classifier.{i}.sn", leaf="w"),
+    *_same("features.{i}", "classifier.{i}"),
+)
 NEURONS = (
     Rule("sn{i}.module{rest}", "sn{i}{rest}"),
     Rule("layer{s}.{b}.sn{i}.module{rest}", "layer{s}.{b}.sn{i}{rest}"),
@@ -140,6 +145,8 @@ _CONTAINER = (  # the first of two rules for a module is how it is written
     Rule("bn1.0", "bn1"),
     Rule("layer{s}.{b}.conv{i}.0", "layer{s}.{b}.conv{i}"),
     Rule("layer{s}.{b}.conv{i}.1", "layer{s}.{b}.bn{i}"),
+    Rule("layer{s}.{b}.conv{i}.module.0", "layer{s}.{b}.conv{i}"),
+    Rule("layer{s}.{b}.conv{i}.module.1", "layer{s}.{b}.bn{i}"),
     Rule("layer{s}.{b}.bn{i}.0", "layer{s}.{b}.bn{i}"),
     Rule("layer{s}.{b}.downsample.0.{i}", "layer{s}.{b}.downsample.{i}"),
     Rule("layer{s}.{b}.downsample.{i}.0", "layer{s}.{b}.downsample.{i}"),
@@ -196,6 +203,27 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout(
+            "weiaicunzai",
+            "weiaicunzai's CIFAR-100 ResNets, such as conv2_x.0.residual_function.0.weight",
+            (
+                Rule("conv1.0", "conv1"),
+                Rule("conv1.1", "bn1"),
+                *(
+                    Rule(f"conv{{s+1}}_x.{{b}}.residual_function.{place + kind}", f"layer{{s}}.{{b}}.{name}{i}")
+                    for i, place in ((1, 0), (2, 3), (3, 6))
+                    for kind, name in ((0, "conv"), (1, "bn"))
+                ),
+                Rule("conv{s+1}_x.{b}.shortcut.{i}", "layer{s}.{b}.downsample.{i}"),
+                *CLASSIFIER,
+            ),
+        ),
+        Layout(
+            "vgg",
+            "VGGs whose classifier is one Linear layer, as kuangliu's; the zoo's names, too",
+            (*VGG, *_same("classifier")),
+            writable=False,
+        ),
+        Layout(
             "spikingjelly",
             "SpikingJelly's spiking_resnet, neurons' own parameters included",
             (*BODY, *CLASSIFIER, *VGG, *NEURONS),
@@ -245,9 +273,9 @@ FOREIGN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"layer\d+\.\d+\.(se|se_module|attn|eca|cbam|ca|sa)\.", "attention or squeeze-and-excitation in its blocks"),
         (r"layer\d+\.\d+\.conv\d\.(conv|paths|attn|fc\d|radix)", "split or selective convolutions (ResNeSt, SKNet)"),
         (r"layer\d+\.\d+\.convs\.\d", "multi-scale blocks (Res2Net)"),
-        (r"(^|\.)layer\d+\.\d+\.conv\d\.bias$", "biases in its convolutions (another family, or BN folded into them)"),
         (r"(^|\.)(projection|prediction)_?head\.|(^|\.)(projector|predictor)\.", "a projection head (self-supervised)"),
         (r"(^|\.)attnpool\.", "attention pooling (CLIP)"),
+        (r"^(backbone\.)?res2\.\d+\.", "the names of detectron2, whose networks are for detection"),
         (r"layer\d+\.\d+\.downsample\.2\.weight$", "average-pooled shortcuts (ResNet-D)"),
     )
 )

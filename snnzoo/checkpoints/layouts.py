@@ -73,6 +73,7 @@ def translate(content: Any, source: str, networks: Networks, layout: str | None 
     unwrapped = unwrap(content, source)
     refuse_empty(unwrapped.state_dict, source)
     _refuse_foreign(unwrapped.state_dict, source)
+    _refuse_pre_activation(unwrapped.state_dict, source)
     total, notes = len(unwrapped.state_dict), list(unwrapped.notes)
     if asked is None:
         chosen, names = _detect(unwrapped.state_dict, source, networks)
@@ -110,8 +111,9 @@ def _detect(state_dict: Mapping[str, Tensor], source: str, networks: Networks) -
             _refuse_concatenated_pools(state_dict, by_position, source)
             return LAYOUTS["sequential"], by_position
         raise CheckpointError(
-            f"{source}: its keys ({first_few(state_dict)}) are in no layout known ({', '.join(LAYOUTS)}), or it is no "
-            f"ResNet; say which layout it is with --layout"
+            f"{source}: its keys ({first_few(state_dict)}) are in no layout known ({', '.join(LAYOUTS)}): if it is a "
+            f"ResNet or VGG, say which layout it is with --layout; if it is a network of your own, give its code, "
+            f"FILE.py:FUNCTION in place of the model's name"
         )
     first, *others = (name for name, names in known.items() if len(set(names.values())) == best)
     rivals = [name for name in others if known[name] != known[first]]
@@ -156,7 +158,8 @@ def _refuse_foreign(state_dict: Mapping[str, Tensor], source: str) -> None:
         reason = _foreign_shape(key, value) or next(named, None)
         if reason:
             raise CheckpointError(
-                f"{source}: no torchvision ResNet: it has {reason}, see {key}; the zoo has no such model"
+                f"{source}: no torchvision ResNet: it has {reason}, see {key}; the zoo has no such model: give its "
+                f"code, FILE.py:FUNCTION in place of the model's name"
             )
 
 
@@ -175,6 +178,19 @@ def _refuse_other_norms(state_dict: Mapping[str, Tensor], source: str) -> None:
             "named_parameters(), which leaves buffers out (save net.state_dict() instead), or that is GroupNorm or "
             "LayerNorm, which have none (the zoo has BN only)"
         )
+
+
+def _refuse_pre_activation(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse blocks whose BN is as wide as what goes into the convolution of its number, not as what comes out."""
+    for key, value in state_dict.items():
+        first, _, place = key.rpartition(".conv1.weight")
+        norm = state_dict.get(f"{first}.bn1.weight")
+        if first and not place and value.ndim == 4 and norm is not None and len(value) != len(norm) == value.shape[1]:
+            raise CheckpointError(
+                f"{source}: no torchvision ResNet: its blocks have BN before its convolutions (pre-activation, as "
+                f"PreActResNet and Wide ResNet), see {key}: give its code, FILE.py:FUNCTION in place of the model's "
+                f"name"
+            )
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], layout: str, source: str = "state dict") -> dict[str, Tensor]:

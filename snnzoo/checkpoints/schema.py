@@ -85,7 +85,12 @@ def _are_numbers_of_channels(value: Any) -> bool:
     return isinstance(value, list) and len(value) in (1, 3) and all(map(is_number, value))
 
 
-_PIXELS = Field(f"a number of pixels from 1 to {MAX_SIZE}", lambda value: is_count(value, MAX_SIZE), required=True)
+def _is_pixels(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(is_count(side, MAX_SIZE) for side in sides)
+
+
+_PIXELS = Field(f"a number of pixels from 1 to {MAX_SIZE}, or two", _is_pixels, required=True)
 _CHANNELS = Field("a list of one number or three", _are_numbers_of_channels, required=True)
 PREPROCESS = {
     "resize": _PIXELS,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from snnzoo.conversion.inputs import ann_input, check_floating
 from snnzoo.data.preprocess import PRESETS
@@ -23,7 +30,11 @@ SIZES = (224, 32)  # pixels that a network is tried with where neither images no
 
 
 def capture_ann(
-    module: nn.Module, images: Tensor | None = None, model: str | None = None, size: int | None = None
+    module: nn.Module,
+    images: Tensor | None = None,
+    model: str | None = None,
+    size: tuple[int, int] | None = None,
+    notify: Callable[[str], None] = warnings.warn,
 ) -> Ann:
     """Return a user's network as the ANN of a graph, on its device, single precision or better.
 
@@ -32,7 +43,8 @@ def capture_ann(
         images: samples of the right shape, `[N, C, H, W]` or `[N, T, C, H, W]`; if None, a network is tried with usual
             sizes.
         model: its name in files; the class's if None.
-        size: pixels of its images, where none are given and it is known.
+        size: height and width of its images, where none are given and it is known.
+        notify: called with a line on what of it is left out.
 
     Raises:
         SnnzooError: naming the operation and its module, if the network cannot be converted.
@@ -49,12 +61,13 @@ def capture_ann(
         if name in MODELS:
             check_convertible(name, with_images=True)
         module = with_relu(module)
+    module = _with_plain_weights(module)
     if images is not None:
         _check_images(images)
         example = ann_input(images[:2])
-        graph, shape = _captured(module, example, name), list(example.shape[1:])
+        graph, shape = _captured(module, example, name, notify), list(example.shape[1:])
     else:
-        graph, shape = _captured_blind(module, size)
+        graph, shape = _captured_blind(module, size, notify)
     graph = pool_before_activations(graph)
     if isinstance(module, SpikingNet) and isinstance(getattr(module, "fc", None), nn.Sequential):
         head = next(node for node in graph if node.path.split(".")[0] == "fc")  # a classifier of several layers
@@ -69,32 +82,62 @@ def capture_ann(
     return ann
 
 
-def _captured(module: nn.Module, example: Tensor, name: str) -> Graph:
+def _with_plain_weights(module: nn.Module) -> nn.Module:
+    """A copy whose pruned, weight-normed and parametrized weights are plain parameters; else the module itself."""
+    hooked = [(owner, hook) for owner in module.modules() for hook in _weight_hooks(owner).values()]
+    if not hooked and not any(map(parametrize.is_parametrized, module.modules())):
+        return module
+    for owner, hook in hooked:  # what the hook computed: a copy cannot have been computed from anything
+        name = hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
+        setattr(owner, name, getattr(owner, name).detach())
+    module = copy.deepcopy(module)
+    for owner in module.modules():
+        for key, hook in _weight_hooks(owner).items():
+            hook.remove(owner)
+            del owner._forward_pre_hooks[key]
+        if parametrize.is_parametrized(owner):
+            for name in list(owner.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(owner, name)
+    return module
+
+
+def _weight_hooks(module: nn.Module) -> dict[int, Any]:
+    """Those of a module that compute one of its weights before it runs."""
+    kinds = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+    return {key: hook for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)}
+
+
+def first_channels(module: nn.Module) -> int | None:
+    """Return how many channels the images of a network have, by its first convolution; None if it has none."""
+    return next((m.in_channels for m in plain(module).modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _captured(module: nn.Module, example: Tensor, name: str, notify: Callable[[str], None]) -> Graph:
     """Captured; where that fails on images of other channels than the first convolution's, they are the reason."""
     try:
-        return capture(module, example)
+        return capture(module, example, notify)
     except SnnzooError:
-        conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        if conv is None or example.ndim != 4 or example.shape[1] == conv.in_channels:
+        channels = first_channels(module)
+        if channels is None or example.ndim != 4 or example.shape[1] == channels:
             raise
-        raise UsageError(
-            f"calibration images have {example.shape[1]} channels, but {name} takes {conv.in_channels}"
-        ) from None
+        raise UsageError(f"calibration images have {example.shape[1]} channels, but {name} takes {channels}") from None
 
 
-def _captured_blind(module: nn.Module, given: int | None) -> tuple[Graph, list[int]]:
+def _captured_blind(
+    module: nn.Module, given: tuple[int, int] | None, notify: Callable[[str], None]
+) -> tuple[Graph, list[int]]:
     """Captured without images, at the size that is given, or else the first that it takes."""
-    conv = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first_channels(module)
     shape = next(iter(module.parameters())).shape
-    if conv is None and len(shape) == 2:
-        return capture(module, torch.zeros(1, shape[1])), [shape[1]]
-    channels = conv.in_channels if conv is not None else 3
+    if channels is None and len(shape) == 2:
+        return capture(module, torch.zeros(1, shape[1]), notify), [shape[1]]
+    channels = channels or 3
     failure: SnnzooError | None = None
     spec = MODELS.get(getattr(module, "model_name", ""))
-    own = () if spec is None else (PRESETS[spec.preprocess].crop,)
-    for size in (*own, *SIZES) if given is None else (given,):
+    own = () if spec is None else (PRESETS[spec.preprocess].size,)
+    for size in (*own, *((side, side) for side in SIZES)) if given is None else (given,):
         try:
-            return capture(module, torch.zeros(1, channels, size, size)), [channels, size, size]
+            return capture(module, torch.zeros(1, channels, *size), notify), [channels, *size]
         except SnnzooError as error:
             failure = failure or error
     assert failure is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.conversion.ann import capture_ann
+from snnzoo.conversion.answers import answers, is_close
 from snnzoo.conversion.calibration import calibrate
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.neurons import install
@@ -72,6 +73,8 @@ def choose(
 ) -> Choice:
     """The fewest time steps, and for these the smallest K, whose top-1 agrees with the ANN's within `tolerance`.
 
+    Of one output, its sign must agree so, and its error be small (`answers.is_close`).
+
     Each candidate is calibrated on some of the images, and judged on others. More levels are taken to agree
     no less: where the largest K fails, the smaller ones at that T are not tried.
 
@@ -110,15 +113,15 @@ def choose(
         extrapolation, _ = fit_extrapolation(own, install(own, coding, parameters), fitted, time_steps, batch_size)
         net = install(own, coding, parameters, extrapolation)
         expected, actual = both_logits(own, net, held_back, time_steps, batch_size)
-        agreement = 100 * (expected.argmax(1) == actual[-1].argmax(1)).double().mean().item()
+        agreement = 100 * (answers(expected) == answers(actual[-1])).double().mean().item()
         events = time_steps * sum(site.events for site in sites) / len(sites)
         candidates.append(Candidate(time_steps, levels, agreement, events))
-        return agreement >= 100 - tolerance
+        return agreement >= 100 - tolerance and is_close(expected, actual[-1])
 
     all_steps = (images.shape[1],) if has_frames(images) else TIME_STEPS
     enough = next((steps for steps in all_steps if within(steps, LEVELS[-1])), None)
     if enough is None:
-        chosen = max(candidates, key=lambda candidate: candidate.agreement)
+        chosen = max(candidates, key=lambda candidate: (candidate.agreement, candidate.time_steps))
     else:
         widest = candidates[-1]
         fewer = any(within(enough, levels) for levels in LEVELS[:-1])

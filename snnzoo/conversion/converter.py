@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from snnzoo.codings import Coding
@@ -15,7 +14,7 @@ from snnzoo.conversion.calibration import SiteReport, calibrate, work
 from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.exits import calibrate_exits
-from snnzoo.conversion.inputs import ann_input, has_frames
+from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
 from snnzoo.conversion.neurons import Parameters, install
@@ -28,7 +27,7 @@ from snnzoo.progress import Progress
 
 def convert(
     ann: nn.Module,
-    images: Tensor | Iterable[Any] | None = None,
+    images: Any = None,
     recipe: str | Recipe = "delta",
     time_steps: int | None = None,
     *,
@@ -36,7 +35,7 @@ def convert(
     seed: int = 0,
     check_fit: bool = True,
     progress: Progress | None = None,
-    exit_images: Tensor | Iterable[Any] | None = None,
+    exit_images: Any = None,
     notify: Callable[[str], None] | None = None,
     **options: Any,
 ) -> SpikingNetwork:
@@ -46,8 +45,9 @@ def convert(
         ann: any network of convolutions, pools, sums, products and scalar activations, from images to logits:
             torchvision's, timm's, transformers', ours or the user's own; in any mode, also wrapped in DataParallel or
             compiled. Not changed.
-        images: calibration images, preprocessed: `[N, C, H, W]`, or batches of them (a DataLoader); or frames of
-            events, `[T, N, C, H, W]`, whose mean over T is what `ann` takes. None converts data-free, from the BN
+        images: calibration images, preprocessed: `[N, C, H, W]`, a tensor or NumPy array, or batches of them (a
+            DataLoader, also of tuples or dicts), of which the first 512 images are taken: let it shuffle; or frames
+            of events, `[T, N, C, H, W]`, whose mean over T is what `ann` takes. None converts data-free, from the BN
             statistics: less exact.
         recipe: "delta", "differential", "signed" or "rate", or a `Recipe`; or "auto" for the delta network of the
             fewest steps and levels that agrees with the ANN, option `tolerance=0.5` (see `choose`).
@@ -74,8 +74,9 @@ def convert(
     Example:
         >>> snn = snnzoo.convert(torchvision.models.resnet18(weights="DEFAULT"), images, time_steps=4)
     """
-    images = None if images is None else _collect(images)
+    images = None if images is None else collected(images)
     own = capture_ann(ann, images)
+    images = None if images is None else images.to(next(own.parameters()).dtype)
     fit = None
     if images is not None:
         fit = check.check_fit(own, ann_input(images), force=not check_fit, notify=notify)
@@ -96,7 +97,7 @@ def convert(
         seed=seed,
         progress=progress,
         choice=choice,
-        exit_images=None if exit_images is None else _collect(exit_images),
+        exit_images=None if exit_images is None else collected(exit_images, 2 * MOST_IMAGES),
         fit=fit and fit.to_dict(),
     )
 
@@ -218,17 +219,3 @@ def _calibrated(
         extrapolation, _ = fit_extrapolation(ann, net, images[-HELD_BACK:], time_steps, batch_size)
         report(0, "readout")
     return best, extrapolation, parameters, reports
-
-
-def _collect(images: Tensor | Iterable[Any]) -> Tensor:
-    """`[N, C, H, W]` from a tensor, or from batches of images or of (images, labels); frames `[N, T, C, H, W]`."""
-    if not isinstance(images, Tensor):
-        batches = [batch[0] if isinstance(batch, (list, tuple)) else batch for batch in images]
-        if not batches:
-            raise UsageError("no calibration images were given")
-        images = torch.cat(batches, dim=1 if has_frames(batches[0]) else 0)
-    if images.ndim not in (2, 4, 5) or images.numel() == 0:
-        raise UsageError(
-            f"calibration images must have the shape [N, C, H, W], or frames [T, N, C, H, W], got {list(images.shape)}"
-        )
-    return images.transpose(0, 1) if has_frames(images) else images

@@ -6,10 +6,84 @@ An ANN has no time: it sees the mean of the frames. The network sees them one af
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
 from snnzoo.codings import Coding
 from snnzoo.errors import UsageError
+
+MOST_IMAGES = 512  # taken of a loader
+_NAMES = ("pixel_values", "image", "images", "img", "x", "input")  # of the images in a batch that is a dict
+
+
+def collected(images: Any, most: int = MOST_IMAGES) -> Tensor:
+    """Return calibration samples, the batch first: `[N, C, H, W]`, or frames `[N, T, C, H, W]`.
+
+    Args:
+        images: a tensor or NumPy array `[N, C, H, W]`, or frames `[T, N, C, H, W]`; or a loader or data set of them or
+            of single images, alone, first in a tuple or in a dict.
+        most: images that are taken of a loader.
+
+    Raises:
+        UsageError: if there are none, or they are of another shape or kind.
+    """
+    found = _tensor(images)
+    if found is None:
+        if not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
+            raise UsageError(f"calibration images are a {type(images).__name__}: expected a tensor or a loader")
+        found = _from_loader(images, most)
+    if found.ndim not in (2, 4, 5) or found.numel() == 0:
+        raise UsageError(
+            f"calibration images must have the shape [N, C, H, W], or frames [T, N, C, H, W], got {list(found.shape)}"
+        )
+    return found.transpose(0, 1) if has_frames(found) else found
+
+
+def _tensor(images: Any) -> Tensor | None:
+    """A tensor of what is one, or a NumPy array or dict; None of what is iterated over."""
+    if isinstance(images, str):
+        raise UsageError(
+            f"calibration images are the text {images[:80]!r}: give tensors, or let snnzoo convert --calib-data read a "
+            "folder"
+        )
+    if isinstance(images, Mapping):
+        name = next((name for name in _NAMES if name in images), None)
+        if name is None:
+            raise UsageError(
+                f"a batch of calibration images has {', '.join(map(str, images)) or 'nothing'}: expected "
+                f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]} among them"
+            )
+        return _tensor(images[name])
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images)
+    return images if isinstance(images, Tensor) else None
+
+
+def _from_loader(loader: Iterable[Any], most: int) -> Tensor:
+    """The first images of a loader's batches, or of a data set's samples."""
+    parts: list[Tensor] = []
+    count = 0
+    for batch in loader:
+        part = _tensor(batch[0] if isinstance(batch, (list, tuple)) and batch else batch)
+        if part is None:
+            raise UsageError(f"calibration images come as {type(batch).__name__}: expected tensors")
+        parts.append(part if part.ndim not in (1, 3) else part.unsqueeze(0))
+        count += parts[-1].shape[1 if has_frames(parts[-1]) else 0]
+        if count >= most:
+            break
+    if not parts:
+        raise UsageError("no calibration images were given")
+    dim = 1 if has_frames(parts[0]) else 0
+    try:
+        whole = torch.cat(parts, dim)
+    except (RuntimeError, TypeError) as error:
+        shapes = ", ".join(str(list(part.shape)) for part in parts[:3])
+        raise UsageError(f"calibration images of several shapes cannot be put together: {shapes} ...") from error
+    return whole.narrow(dim, 0, min(most, whole.shape[dim]))
 
 
 def has_frames(samples: Tensor) -> bool:

@@ -38,7 +38,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self, files: list[Path], labels: list[int], preprocess: Preprocess, max_pixels: int = MAX_PIXELS
     ) -> None:
         self.files, self.labels = files, labels
-        self.transform, self.resize, self.max_pixels = preprocess.transform(), preprocess.resize, max_pixels
+        self.preprocess, self.transform, self.max_pixels = preprocess, preprocess.transform(), max_pixels
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or max_pixels, max_pixels)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is an error instead
 
@@ -56,8 +56,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             raise UnreadableSample(f"{path}: cannot read this image: {reason}; remove it or replace it") from None
 
     def _check_size(self, width: int, height: int) -> None:
-        """Before anything is decoded; a long strip becomes large when its shorter side is resized."""
-        resized = self.resize**2 * max(width, height) / max(min(width, height), 1)
+        """Before anything is decoded."""
+        resized = self.preprocess.pixels_resized(width, height)
         if max(width * height, resized) > self.max_pixels:
             what = f"{width} x {height} pixels" + ("" if resized <= self.max_pixels else f", resized to {resized:,.0f}")
             raise ValueError(f"{what}, are more than the limit of {self.max_pixels:,} (--max-pixels)")
@@ -107,7 +107,7 @@ def labelled_data(
     list_samples(Path(name))  # of one kind
     if classes and set(folders) <= set(classes):
         index = {folder: classes.index(folder) for folder in folders}
-    elif len(folders) == num_classes:
+    elif len(folders) == max(num_classes, 2):  # one output tells two classes apart
         index = {folder: i for i, folder in enumerate(folders)}
     else:
         raise UsageError(f"{name} has {len(folders)} class folders, but the network has {num_classes} classes")

@@ -125,6 +125,11 @@ def check_class_folders(folder: Path) -> list[str]:
     return classes
 
 
+def numbers_out_of_order(classes: list[str]) -> bool:
+    """Whether class folders are numbers, which their order as text, that of the labels, puts out of order."""
+    return all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int)
+
+
 def _require_folder(folder: Path) -> None:
     with _reading(folder):  # a name too long
         exists = folder.exists()

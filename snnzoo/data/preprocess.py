@@ -18,13 +18,22 @@ MAX_SIZE = 4096  # pixels of a side that images are resized or cropped to
 MAX_PIXELS = 89_478_485  # of an image that is read, and of what it is resized to; Pillow's own limit
 
 
+Pixels = int | tuple[int, int]  # of a square, or height and width
+
+
+def _sides(pixels: Pixels) -> tuple[int, int]:
+    return (pixels, pixels) if isinstance(pixels, int) else (pixels[0], pixels[1])
+
+
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side, crop the centre, scale to [0, 1], put channels in order, normalise.
+    """Resize the shorter side or both, crop the centre, scale to [0, 1], put channels in order, normalise.
+
+    Of one channel, images are made grey.
 
     Args:
-        resize: pixels of the shorter side.
-        crop: pixels of the square cut from the centre.
+        resize: pixels of the shorter side; or height and width, whatever the image's proportion is.
+        crop: pixels of the square cut from the centre, or its height and width.
         mean, std: per channel, in the network's order, of images in [0, 1].
         interpolation: "nearest", "bilinear" or "bicubic".
         order: of the network's channels, "RGB" or "BGR".
@@ -33,8 +42,8 @@ class Preprocess:
         ValueError: if a field is out of range.
     """
 
-    resize: int
-    crop: int
+    resize: Pixels
+    crop: Pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
@@ -43,8 +52,13 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
         object.__setattr__(self, "std", tuple(float(s) for s in self.std))
-        if self.resize < 1 or self.crop < 1:
+        for name in ("resize", "crop"):
+            pixels = getattr(self, name)
+            object.__setattr__(self, name, pixels if isinstance(pixels, int) else tuple(pixels))
+        if min(*_sides(self.resize), *self.size) < 1:
             raise ValueError(f"resize and crop must be at least 1 pixel, got {self.resize} and {self.crop}")
+        if any(cut > whole for cut, whole in zip(self.size, _sides(self.resize), strict=True)):
+            raise ValueError(f"crop must be at most resize, got {self.crop} of {self.resize} pixels")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}: give one of each a channel")
         if min(self.std) <= 0:
@@ -54,17 +68,29 @@ class Preprocess:
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return _sides(self.crop)
+
+    def pixels_resized(self, width: int, height: int) -> float:
+        """Return the pixels of an image of that size when it is resized; a long strip has many."""
+        if isinstance(self.resize, int):
+            return self.resize**2 * max(width, height) / max(min(width, height), 1)
+        return self.resize[0] * self.resize[1]
+
     def to_dict(self) -> dict[str, Any]:
-        fields = asdict(self)
-        return {**fields, "mean": list(self.mean), "std": list(self.std)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def transform(self) -> Callable[[Image], Tensor]:
         """Return a torchvision transform: RGB image to float32 `[C, crop, crop]`."""
         from torchvision import transforms
 
+        grey = [transforms.Grayscale()] if len(self.mean) == 1 else []
         reorder = [transforms.Lambda(_reversed)] if self.order == "BGR" else []
         return transforms.Compose(
             [
+                *grey,
                 transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
                 transforms.CenterCrop(self.crop),
                 transforms.ToTensor(),
@@ -111,24 +137,64 @@ def override(
     input_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    resize: Pixels | None = None,
 ) -> Preprocess:
-    """Return `base` with what the user gave: `input_size` sets crop, and resize in the same proportion.
+    """Return `base` with what the user gave.
+
+    Args:
+        input_size: sets crop, and without `resize` also resize, in the same proportion.
+        resize: of the shorter side; or height and width, and without `input_size` nothing is cropped.
 
     Raises:
         UsageError: for values out of range, or where something is missing and there is no `base`.
     """
     if base is None:
-        if input_size is None or mean is None or std is None:
+        if (input_size or resize) is None or mean is None or std is None:
             raise UsageError(
                 "how the network's images are prepared is not known: give --preprocess NAME (imagenet, cifar10, ...), "
                 "or --input-size N, --mean A,B,C and --std A,B,C"
             )
         base = Preprocess(1, 1, (0.0,), (1.0,))  # all of it is replaced
-    if input_size is not None:
-        if input_size < 1:
-            raise UsageError(f"--input-size must be at least 1 pixel, got {input_size}")
-        base = replace(base, resize=round(base.resize * input_size / base.crop), crop=input_size)
+    if input_size is not None and input_size < 1:
+        raise UsageError(f"--input-size must be at least 1 pixel, got {input_size}")
+    crop: Pixels = base.crop if input_size is None else input_size
+    if resize is None:
+        resize = base.resize
+        if input_size is not None:
+            resize = round(min(_sides(base.resize)) * input_size / min(base.size))
+    elif input_size is None and not isinstance(resize, int):
+        crop = resize
     try:
-        return replace(base, mean=mean or base.mean, std=std or base.std)
+        replace(base, resize=resize, crop=crop)
+    except ValueError as error:
+        raise UsageError(f"--resize and --input-size: {error}") from None
+    try:
+        return replace(base, resize=resize, crop=crop, mean=mean or base.mean, std=std or base.std)
     except ValueError as error:
         raise UsageError(f"--mean/--std: {error}") from None
+
+
+def for_channels(settings: Preprocess, channels: int | None, given: bool, notify: Callable[[str], None]) -> Preprocess:
+    """Return the preprocessing for a network that takes so many channels; None where that is not known.
+
+    Args:
+        given: whether mean and std are the user's own.
+        notify: called with a line if the mean and std of grey images had to be assumed.
+
+    Raises:
+        UsageError: if mean and std are of another number of channels.
+    """
+    if channels in (None, len(settings.mean)):
+        return settings
+    if channels == 1 and not given:
+        grey = (sum(settings.mean) / len(settings.mean),), (sum(settings.std) / len(settings.std),)
+        notify(
+            f"images are made grey, and normalised by mean {grey[0][0]:.4g} and std {grey[1][0]:.4g}, the averages of "
+            f"those of colours: give --mean and --std, one number each, if the network was trained with others"
+        )
+        return replace(settings, mean=grey[0], std=grey[1])
+    if channels not in (1, 3):
+        raise UsageError(f"the network takes {channels} channels, but images have 1 or 3: give frames (.npz)")
+    raise UsageError(
+        f"--mean has {len(settings.mean)} numbers, but the network takes {channels} channels: give {channels}"
+    )

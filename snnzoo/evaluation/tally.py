@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnzoo.conversion.answers import answers
 from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import Activity
@@ -54,13 +55,13 @@ class Tally:
         Raises:
             UsageError: if a label is none of the network's classes.
         """
-        if int(labels.max()) >= self.classes:
+        if int(labels.max()) >= max(self.classes, 2):  # one output tells two classes apart
             raise UsageError(f"the data has a label {int(labels.max())}, but the network has {self.classes} classes")
         if expected is not None:
             self.ann_hits += _hits(expected, labels)
         for row, t in enumerate(self.time_steps):
             self.hits[row] += _all_hits(logits[t - 1], labels, expected)
-        predictions = logits[self.time_steps[-1] - 1].argmax(1)
+        predictions = answers(logits[self.time_steps[-1] - 1])
         self.confusion.update(zip(labels.tolist(), predictions.tolist(), strict=True))
 
     def count_exits(
@@ -155,12 +156,14 @@ def _all_hits(logits: Tensor, labels: Tensor, expected: Tensor | None) -> Tensor
     """Top-1, top-5 and agreement with the ANN's logits, where there are any: `[3]`, on the CPU."""
     agreed = torch.zeros(1, dtype=torch.long)
     if expected is not None:
-        agreed = (logits.argmax(1) == expected.argmax(1)).sum().cpu().view(1)
+        agreed = (answers(logits) == answers(expected)).sum().cpu().view(1)
     return torch.cat([_hits(logits, labels), agreed])
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
     """How many labels are the best, and among the best five: `[2]`, on the CPU."""
+    if logits.shape[1] == 1:
+        return (answers(logits) == labels).sum().expand(2).cpu()
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     matches = best == labels.unsqueeze(1)
     return torch.stack([matches[:, 0].sum(), matches.sum()]).cpu()

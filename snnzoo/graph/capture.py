@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,19 +18,20 @@ from torch import Tensor, fx, nn
 
 from snnzoo.errors import SnnzooError
 from snnzoo.graph.graph import Graph
-from snnzoo.graph.reader import Reader, is_in_place
+from snnzoo.graph.reader import ENDINGS, Reader, is_in_place
 from snnzoo.graph.run import run_graph
 
 TOLERANCE = 1e-3  # of the largest logit: what is left of it is rounding in float32
 
 
-def capture(module: nn.Module, example: Tensor) -> Graph:
+def capture(module: nn.Module, example: Tensor, notify: Callable[[str], None] = lambda line: None) -> Graph:
     """Return the graph of a network in evaluation mode.
 
     Args:
         module: from images `[N, C, H, W]` to logits `[N, classes]`; in any mode, on any device, also compiled or in
             DataParallel. Not changed.
         example: images of the right shape, `[N, C, H, W]`; their values do not matter.
+        notify: called with a line if the network ends in softmax, log_softmax or sigmoid, which the graph is without.
 
     Returns:
         the graph; its parameters are keys of `plain(module).state_dict()`.
@@ -43,8 +44,14 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((2, *example.shape[1:]), generator=generator)  # one image would be taken for a constant
     program = _export(frozen, images)
-    graph = Reader(program, frozen).graph()
-    _require_same(frozen, graph, torch.randn((3, *example.shape[1:]), generator=generator))
+    reader = Reader(program, frozen)
+    graph = reader.graph()
+    _require_same(frozen, graph, reader.left_out, torch.randn((3, *example.shape[1:]), generator=generator))
+    if reader.left_out is not None:
+        notify(
+            f"{type(module).__name__} ends in {reader.left_out}, which is left out: the converted network gives what "
+            "goes into it, in the same order of classes"
+        )
     return graph
 
 
@@ -143,7 +150,7 @@ def _is_view(node: fx.Node) -> bool:
     return not schema.is_mutable and any(argument.alias_info is not None for argument in schema.arguments)
 
 
-def _require_same(module: nn.Module, graph: Graph, images: Tensor) -> None:
+def _require_same(module: nn.Module, graph: Graph, left_out: str | None, images: Tensor) -> None:
     """What was read must compute what the module computes."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
@@ -153,6 +160,7 @@ def _require_same(module: nn.Module, graph: Graph, images: Tensor) -> None:
         raise SnnzooError(
             f"{type(module).__name__} gives an output of shape {list(expected.shape)}: expected [N, classes]"
         )
+    actual = actual if left_out is None else ENDINGS[left_out](actual)
     scale = expected.nan_to_num(0, 0, 0).abs().amax().clamp(min=1e-6).item()
     same = expected.shape == actual.shape and torch.allclose(expected, actual, 0, TOLERANCE * scale, equal_nan=True)
     if not same:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,9 +28,14 @@ from snnzoo.graph.operations import BY_ATEN, INPUT
 _PASSED = {"dropout", "feature_dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "dropout_"}
 _RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "unflatten"}
 _ELEMENTWISE = {"add", "sub", "rsub", "mul", "div"}
+ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {  # what is left out behind the logits: ranks stay
+    "softmax": lambda logits: logits.softmax(1),
+    "log_softmax": lambda logits: logits.log_softmax(1),
+    "sigmoid": Tensor.sigmoid,
+}
 _ADVICE = {
-    "softmax": "leave the softmax out of the network: it does not change the class",
-    "log_softmax": "leave the softmax out of the network: it does not change the class",
+    "softmax": "only at the end of a network, over the classes, can it be left out",
+    "log_softmax": "only at the end of a network, over the classes, can it be left out",
     "layer_norm": "networks with LayerNorm cannot be converted: use one with BatchNorm",
     "group_norm": "networks with GroupNorm cannot be converted: use one with BatchNorm",
     "instance_norm": "networks with InstanceNorm cannot be converted: use one with BatchNorm",
@@ -40,7 +46,11 @@ _ADVICE = {
 
 
 class Reader:
-    """Reads an exported program node by node."""
+    """Reads an exported program node by node.
+
+    Attributes:
+        left_out: which of `ENDINGS` the network ends in, which the graph is without; None for none.
+    """
 
     def __init__(self, program: torch.export.ExportedProgram, module: nn.Module) -> None:
         self.program = program
@@ -56,24 +66,39 @@ class Reader:
         self.values: dict[fx.Node, str] = {}  # the name of the value of each node that is a signal
         self.modules = dict(module.named_modules())
         self.taken = set(module.state_dict())  # names that no neuron may have
+        self.left_out: str | None = None
 
     def graph(self) -> Graph:
         """Read all of it."""
-        hopeless = next((node for node in self.program.graph.nodes if _operation(node) in _ADVICE), None)
+        (output,) = (node for node in self.program.graph.nodes if node.op == "output")
+        ((result,),) = output.args
+        ending = self._ending(result)
+        others = (node for node in self.program.graph.nodes if node is not ending)
+        hopeless = next((node for node in others if _operation(node) in _ADVICE), None)
         if hopeless is not None:  # said of it, not of the first thing around it that does not fit
             raise self._cannot(hopeless)
-        (output,) = (node for node in self.program.graph.nodes if node.op == "output")
         user_input = self.program.graph_signature.user_inputs[0]
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name == user_input:
                 self.values[node] = INPUT
+            elif ending is not None and node is ending:
+                self.values[node] = self.values[node.args[0]]  # type: ignore[index]
             elif node.op == "call_function":
                 self.read(node)
-        (result,) = output.args[0]
         name = self.values.get(result)
         if name is None or name == INPUT:
             raise SnnzooError("the network's output does not depend on the image")
         return Graph((), name).with_nodes(self.nodes)
+
+    def _ending(self, result: Any) -> fx.Node | None:
+        """The node of `ENDINGS` that gives the output, over the classes; None if another does."""
+        while isinstance(result, fx.Node) and _operation(result) in _PASSED:
+            result = result.args[0]
+        name = _operation(result) if isinstance(result, fx.Node) else ""
+        if name not in ENDINGS or len(_shape(result)) != 2 or _bound(result).get("dim", 1) not in (1, -1):
+            return None
+        self.left_out = name
+        return result  # type: ignore[no-any-return]
 
     def read(self, node: fx.Node) -> None:
         """Add what one node of torch.export does."""

@@ -12,8 +12,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnzoo.models import heads
 from snnzoo.models.base import NeuronFactory, SpikingNet
-from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, projection
+from snnzoo.models.resnet import BasicBlock, conv3x3, make_stage, normalisation, projection
 
 
 class OptionAShortcut(nn.Module):
@@ -33,7 +34,7 @@ class CifarResNet(SpikingNet):
     Args:
         blocks: n, blocks in each of the three stages.
         option: shortcut "A" (no weights) or "B" (1x1 convolution).
-        num_classes, in_channels, neuron, step_mode: as `models.resnet.ResNet`.
+        num_classes, in_channels, neuron, step_mode, batch_norm, head: as `models.resnet.ResNet`.
 
     Raises:
         ValueError: if `option` is neither "A" nor "B".
@@ -48,21 +49,23 @@ class CifarResNet(SpikingNet):
         in_channels: int = 3,
         neuron: NeuronFactory,
         step_mode: str = "m",
+        batch_norm: bool = True,
+        head: heads.Description | None = None,
     ) -> None:
         super().__init__()
         if option not in ("A", "B"):
             raise ValueError(f"option must be 'A' or 'B', got {option!r}")
-        self.conv1 = conv3x3(in_channels, 16)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = conv3x3(in_channels, 16, bias=not batch_norm)
+        self.bn1 = normalisation(16, batch_norm)
         self.sn1 = neuron()
-        shortcut = OptionAShortcut if option == "A" else projection
-        make_block = partial(BasicBlock, neuron=neuron)
-        self.layer1 = make_stage(make_block, 16, 16, 16, blocks, 1)
+        shortcut = OptionAShortcut if option == "A" else partial(projection, batch_norm=batch_norm)
+        make_block = partial(BasicBlock, neuron=neuron, batch_norm=batch_norm)
+        self.layer1 = make_stage(make_block, 16, 16, 16, blocks, 1, shortcut)
         self.layer2 = make_stage(make_block, 16, 32, 32, blocks, 2, shortcut)
         self.layer3 = make_stage(make_block, 32, 64, 64, blocks, 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.readout = nn.Identity()
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = heads.classifier(64, num_classes, head)
         self.initialise(step_mode)
 
     def stem(self, x: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def create_model(
         weights: a weights name of the manifest, "DEFAULT", or a torchvision `Weights` member.
         neuron: "if", "lif", "plif", or a callable that makes a neuron (`neuron.LIFNode`,
             `functools.partial(neuron.IFNode, v_reset=None)`; `nn.ReLU` gives the ANN).
-        kwargs: `num_classes`, `in_channels`, `step_mode`, `option` for CIFAR ResNets, `hidden_features` for
-            VGGs, `pool_first=False` for ResNets and VGGs whose max pools are behind neurons, `connect` for SEW
-            ResNets, and for ResNets `head`, the description of a classifier of several layers (`models.heads`)
-            instead of one Linear layer.
+        kwargs: `num_classes`, `in_channels`, `step_mode`, and `head`, the description of another classifier
+            (`models.heads`); for ResNets `batch_norm=False` where BN was folded into convolutions, and of CIFAR's
+            `option`, of the others `stem="cifar"`; `hidden_features` and `pool="avg"` for VGGs; `pool_first=False` for
+            ResNets and VGGs whose max pools are behind neurons; `connect` for SEW ResNets.
 
     Raises:
         UsageError: for an unknown name or argument, or `num_classes` other than the weights'.
@@ -63,22 +63,20 @@ def create_model(
     return net
 
 
-def build(name: str, neuron: str | NeuronFactory = "if", head: Description | None = None, **kwargs: Any) -> SpikingNet:
+def build(name: str, neuron: str | NeuronFactory = "if", **kwargs: Any) -> SpikingNet:
     """Build model `name` with fresh weights. Arguments as `create_model`."""
     spec = model_spec(name)
     network = getattr(importlib.import_module(spec.module), spec.network)
     arguments = {"num_classes": spec.num_classes, **spec.kwargs, **kwargs}
-    if head is not None:
-        arguments["num_classes"] = _classes_of(head, kwargs.get("num_classes"))
+    if kwargs.get("head") is not None:
+        arguments["num_classes"] = _classes_of(kwargs["head"], kwargs.get("num_classes"))
     try:
         net: SpikingNet = network(neuron=neuron_factory(neuron), **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{name}: {error}") from error
     net.model_name = name
     net.model_kwargs = {"num_classes": arguments["num_classes"], **kwargs}
     net.model_kwargs.pop("step_mode", None)
-    if head is not None:
-        _replace_classifier(net, head)
     return net
 
 
@@ -109,6 +107,15 @@ def ann_shapes(name: str, **kwargs: Any) -> nn.Module:
 
     with torch.device("meta"):
         return build(name, nn.ReLU, step_mode="s", **kwargs)
+
+
+def is_for_small_images(net: nn.Module) -> bool:
+    """Whether a network of the zoo is made for images as small as CIFAR's, 32 pixels, by its stem or classifier."""
+    from snnzoo.models.vgg import VGG
+
+    if isinstance(net, VGG):
+        return net.pooled == 1
+    return bool(getattr(net, "model_kwargs", {}).get("stem") == "cifar")
 
 
 def anns_with(convolutions: int, in_channels: int, names: Iterable[str] = MODELS) -> Iterator[nn.Module]:
@@ -150,19 +157,6 @@ def _classes_of(head: Description, num_classes: int | None) -> int:
     if num_classes not in (None, classes):
         raise UsageError(f"the head has {classes} classes, not {num_classes}: give --num-classes {classes}")
     return classes
-
-
-def _replace_classifier(net: SpikingNet, head: Description) -> None:
-    """Put the classifier that `head` describes at `net.fc`: stateless, and after the readout."""
-    from snnzoo.models import heads
-
-    if not hasattr(net, "fc"):
-        raise UsageError(f"{net.model_name}: its classifier cannot be replaced by a head")
-    wanted, given = getattr(net.fc, "in_features", None), heads.features(head)[0]
-    if wanted != given:
-        raise UsageError(f"{net.model_name}: the head takes {given} features, but the network has {wanted}")
-    net.fc = heads.build(head)
-    net.model_kwargs["head"] = head
 
 
 def check_convertible(name: str, with_images: bool) -> None:

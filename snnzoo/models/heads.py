@@ -113,6 +113,20 @@ def build(description: Any) -> nn.Module:
         raise UsageError(f"head: {error}") from None
 
 
+def classifier(features_in: int, num_classes: int, head: Description | None) -> nn.Module:
+    """Return a network's classifier: one Linear layer, or what `head` describes.
+
+    Raises:
+        UsageError: as `build`, and if the head takes another number of features.
+    """
+    if head is None:
+        return nn.Linear(features_in, num_classes)
+    given = features(head)[0]
+    if given != features_in:
+        raise UsageError(f"the head takes {given} features, but the network has {features_in}")
+    return build(head)
+
+
 def features(description: Any) -> tuple[int, int]:
     """Return the inputs and outputs of a classifier: those of its first and last Linear layer.
 

@@ -33,9 +33,15 @@ class SEWBasicBlock(BasicBlock):
     connect: Connect = operator.add
 
     def __init__(
-        self, in_planes: int, planes: int, stride: int, downsample: nn.Module | None, neuron: NeuronFactory
+        self,
+        in_planes: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        neuron: NeuronFactory,
+        batch_norm: bool = True,
     ) -> None:
-        super().__init__(in_planes, planes, stride, downsample, neuron)
+        super().__init__(in_planes, planes, stride, downsample, neuron, batch_norm)
         self.downsample_sn = None if downsample is None else neuron()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +64,9 @@ class SEWBottleneck(Bottleneck):
         neuron: NeuronFactory,
         groups: int = 1,
         base_width: int = 64,
+        batch_norm: bool = True,
     ) -> None:
-        super().__init__(in_planes, planes, stride, downsample, neuron, groups, base_width)
+        super().__init__(in_planes, planes, stride, downsample, neuron, groups, base_width, batch_norm)
         self.downsample_sn = None if downsample is None else neuron()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,8 +89,8 @@ class SEWResNet(ResNet):
     Args:
         block, layers: as `models.resnet.ResNet`.
         connect: "ADD", "AND" or "IAND".
-        kwargs: `groups`, `width_per_group`, `num_classes`, `in_channels`, `neuron` and `step_mode` of
-            `models.resnet.ResNet`.
+        kwargs: `groups`, `width_per_group`, `num_classes`, `in_channels`, `neuron`, `step_mode`, `stem`,
+            `batch_norm` and `head` of `models.resnet.ResNet`.
 
     Raises:
         ValueError: for another `connect`.

@@ -3,21 +3,26 @@
 vgg11/13/16/19, with and without BN, each ReLU replaced by a neuron, `features.{i}.sn` and
 `classifier.{i}.sn`: where torchvision has a ReLU, so that no layer's number changes. As in the ResNets'
 stem, a max pool behind a neuron runs before it, on its current: with ReLU that equals torchvision's order,
-and a quarter of the neurons remains. With `pool_first=False` it pools the spikes.
+and a quarter of the neurons remains. With `pool_first=False` it pools the spikes. VGGs for small images have other
+classifiers (`head`), those of papers on spiking networks average pools (`pool="avg"`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from snnzoo.base import StepModule
+from snnzoo.errors import UsageError
 from snnzoo.functional import set_step_mode
 from snnzoo.layer import Dropout
+from snnzoo.models import heads
 from snnzoo.models.base import NeuronFactory, SpikingNet
 
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages
 POOLED = 7  # pixels of a side that the classifier sees
 
@@ -42,6 +47,12 @@ class VGG(SpikingNet):
         hidden_features: neurons of each of the classifier's two hidden layers (4096 in torchvision).
         num_classes, in_channels, neuron, step_mode: as `models.resnet.ResNet`.
         pool_first: whether max pools run before the neurons that torchvision has them behind.
+        pool: "max" or "avg"; average pools stay behind the neurons.
+        head: description of another classifier (`models.heads`), of the features of 1, 4, 9 ... pixels.
+
+    Raises:
+        ValueError: for another `pool`.
+        UsageError: for a head that takes features of no square of pixels, or is no description.
     """
 
     def __init__(
@@ -55,27 +66,25 @@ class VGG(SpikingNet):
         neuron: NeuronFactory,
         step_mode: str = "m",
         pool_first: bool = True,
+        pool: str = "max",
+        head: heads.Description | None = None,
     ) -> None:
         super().__init__()
-        self.pool_first = pool_first
+        if pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
+        self.pool_first = pool_first and pool == "max"
         layers: list[nn.Module] = []
         for width, count in zip(WIDTHS, convolutions, strict=True):
             for _ in range(count):
                 normalisation = [nn.BatchNorm2d(width)] if batch_norm else []
                 layers += [nn.Conv2d(in_channels, width, 3, padding=1), *normalisation, Activation(neuron)]
                 in_channels = width
-            layers.append(nn.MaxPool2d(2))
+            layers.append(POOLS[pool](2))
         self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(POOLED)
-        self.classifier = nn.Sequential(
-            nn.Linear(WIDTHS[-1] * POOLED**2, hidden_features),
-            Activation(neuron),
-            Dropout(),
-            nn.Linear(hidden_features, hidden_features),
-            Activation(neuron),
-            Dropout(),
-            nn.Linear(hidden_features, num_classes),
-        )
+        head = head or _torchvision_head(hidden_features, num_classes)
+        self.pooled = _pooled(head)
+        self.avgpool = nn.AdaptiveAvgPool2d(self.pooled)
+        self.classifier = _with_neurons(heads.build(head), neuron)
         self.readout = nn.Identity()
         self.initialise(step_mode)
 
@@ -86,10 +95,16 @@ class VGG(SpikingNet):
             order = [*(i for i in unit if i != place), place] if self.pool_first else unit
             x = self._run([self.features[i] for i in order], x)
         x = self.stateless(x, self.avgpool).flatten(-3)
-        return self._run(self.classifier[:5], x)
+        return self._run(self._hidden()[0], x)
 
     def classify(self, x: Tensor) -> Tensor:
-        return self.stateless(self.readout(self.classifier[5](x)), self.classifier[6])
+        return self._run(self._hidden()[1], self.readout(x))
+
+    def _hidden(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The classifier's layers up to its last neuron, and those behind it."""
+        layers = list(_layers(self.classifier))
+        end = 1 + max((i for i, layer in enumerate(layers) if isinstance(layer, Activation)), default=-1)
+        return layers[:end], layers[end:]
 
     def _units(self) -> list[range]:
         """Places in `features` of each convolution and what belongs to it: a BN, the neuron, a pool."""
@@ -111,3 +126,38 @@ class VGG(SpikingNet):
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         set_step_mode(self, step_mode)
+
+
+def _torchvision_head(hidden_features: int, num_classes: int) -> heads.Description:
+    widths = [WIDTHS[-1] * POOLED**2, hidden_features, hidden_features]
+    hidden = [layer for ends in pairwise(widths) for layer in (["Linear", *ends, True], ["ReLU"], ["Dropout", 0.5])]
+    return [*hidden, ["Linear", hidden_features, num_classes, True]]
+
+
+def _pooled(head: heads.Description) -> int:
+    """Pixels of a side that a classifier sees, by the number of features that it takes."""
+    given = heads.features(head)[0]
+    side = math.isqrt(given // WIDTHS[-1])
+    if side == 0 or given != WIDTHS[-1] * side**2:
+        raise UsageError(f"the head takes {given} features, expected {WIDTHS[-1]} times the pixels of a square")
+    return side
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested nn.Sequential, in the order in which they run."""
+    if not isinstance(module, nn.Sequential):
+        yield module
+        return
+    for child in module:
+        yield from _layers(child)
+
+
+def _with_neurons(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
+    """A neuron for each ReLU, and dropout that holds its mask over time."""
+    if isinstance(module, nn.ReLU):
+        return Activation(neuron)
+    if isinstance(module, nn.Dropout):
+        return Dropout(module.p)
+    for name, child in module.named_children():
+        setattr(module, name, _with_neurons(child, neuron))
+    return module

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from snnzoo.checkpoints import manifest
-from snnzoo.checkpoints.layout_rules import is_neuron_key, layout_named
+from snnzoo.checkpoints.layout_rules import Layout, is_neuron_key, layout_named
 from snnzoo.data.preprocess import Preprocess, preset
 from snnzoo.errors import CheckpointError, UsageError, first_few
-from snnzoo.models.factory import build_ann, check_convertible, weights_of
+from snnzoo.models.factory import build_ann, check_convertible, is_for_small_images, weights_of
 from snnzoo.models.registry import list_weights, model_spec, split_tag
 from snnzoo.progress import Progress
 from snnzoo.recognition.libraries import network_named
@@ -36,6 +36,7 @@ def load_ann(
     manifest_file: Path | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Return the ANN of a model with its weights: single-step, in eval mode, a ReLU for each neuron.
 
@@ -53,9 +54,11 @@ def load_ann(
         manifest_file: more weights, in YAML.
         progress: called with (done, total, description).
         notify: called with a line on each thing that was detected, assumed or left out.
+        options: of a model of the zoo, which the checkpoint's shapes do not settle, such as `pool="avg"` of a VGG
+            (`create_model`).
 
     Raises:
-        UsageError: for an unknown model, weights or layout, and for what does not go together.
+        UsageError: for an unknown model, weights, layout or option, and for what does not go together.
         CheckpointError: if the weights cannot be read, or do not fit the model.
         SnnzooError: if weights cannot be fetched, or code of yours fails.
 
@@ -64,7 +67,7 @@ def load_ann(
         >>> ann = snnzoo.load_ann("timm:resnet50d.a1_in1k")
     """
     file = None if checkpoint is None else Path(checkpoint)
-    return ann_source(model, weights, file, num_classes, layout, head, manifest_file).load(progress, notify)
+    return ann_source(model, weights, file, num_classes, layout, head, manifest_file, options).load(progress, notify)
 
 
 def ann_source(
@@ -75,6 +78,7 @@ def ann_source(
     layout: str | None = None,
     head: Description | None = None,
     manifest_file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> AnnSource | NamedSource:
     """Return where an ANN's weights come from, after a check of what the arguments of `load_ann` say.
 
@@ -83,8 +87,10 @@ def ann_source(
     """
     network = network_named(name, weights)
     if network is None:
-        return AnnSource.of(name, weights, checkpoint, num_classes, layout, head, manifest_file)
-    for option, value in (("--layout", layout), ("head", head), ("--manifest", manifest_file)):
+        return AnnSource.of(name, weights, checkpoint, num_classes, layout, head, manifest_file, options)
+    for option, value in (
+        ("--layout", layout), ("head", head), ("--manifest", manifest_file), ("--option", options or None),
+    ):  # fmt: skip
         if value is not None:
             raise UsageError(f"{option} is for models of the zoo, not for {name}")
     _check_there(checkpoint)
@@ -100,7 +106,7 @@ class AnnSource:
         title: named in errors.
         preprocess: of its images.
         entry: of the manifest; None for a checkpoint.
-        checkpoint, layout, num_classes, head: as `load_ann`.
+        checkpoint, layout, num_classes, head, options: as `load_ann`.
     """
 
     model: str
@@ -111,6 +117,7 @@ class AnnSource:
     layout: str | None = None
     num_classes: int | None = None
     head: Description | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -122,6 +129,7 @@ class AnnSource:
         layout: str | None = None,
         head: Description | None = None,
         manifest_file: Path | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> AnnSource:
         """Check what the arguments of `load_ann` say, without importing torch or reading weights.
 
@@ -137,11 +145,11 @@ class AnnSource:
                 raise UsageError(f"give either weights ({tag}) or --checkpoint, not both")
             _check_there(checkpoint)
             settings = preset(model_spec(model).preprocess)
-            return cls(model, str(checkpoint), settings, None, checkpoint, layout, num_classes, head)
+            return cls(model, str(checkpoint), settings, None, checkpoint, layout, num_classes, head, options or {})
         if layout is not None:
             raise UsageError("--layout is for a --checkpoint of yours: weights of the manifest have theirs in it")
-        if head is not None:
-            raise UsageError("head is for a checkpoint of yours")
+        if head is not None or options:
+            raise UsageError(f"{'head is' if head is not None else 'options are'} for a checkpoint of yours")
         entry = manifest.find(model, tag or "DEFAULT", list_weights(manifest_file))
         if num_classes not in (None, entry.num_classes):
             raise UsageError(f"weights {entry.tag} have {entry.num_classes} classes: leave --num-classes out")
@@ -160,6 +168,12 @@ class AnnSource:
     def check_convertible(self, with_images: bool) -> None:
         """As `models.factory.check_convertible`."""
         check_convertible(self.model, with_images)
+
+    def preprocess_of(self, ann: nn.Module) -> Preprocess:
+        """Return how the images of a loaded ANN are prepared: as CIFAR's, if it is made for as small ones."""
+        if self.entry is None and is_for_small_images(ann):
+            return preset("cifar10")
+        return self.preprocess
 
     @property
     def calibration_source(self) -> str | None:
@@ -200,30 +214,42 @@ class AnnSource:
 
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], list[str], bool]:
         """The state dict in torchvision's keys, lines for the user, and whether keys were found by position."""
-        from snnzoo.checkpoints.files import read_checkpoint
+        from snnzoo.checkpoints.files import read_with_metadata
         from snnzoo.recognition.reading import read_layout
 
         assert self.checkpoint is not None
-        found = read_layout(read_checkpoint(self.checkpoint), self.title, self.layout, self.checkpoint)
-        if found.layout.differs and self.layout is None:
-            raise CheckpointError(
-                f"{self.title}: layout {found.layout.name}: {found.layout.differs}, so that the converted network "
-                f"would compute something else; give --layout {found.layout.name} to convert its weights all the same"
-            )
+        content, metadata = read_with_metadata(self.checkpoint)
+        if metadata.get("format", "").startswith("snnzoo/"):
+            raise CheckpointError(f"{self.title}: has been converted already: snnzoo eval {self.title} --data DIR")
+        found = read_layout(content, self.title, self.layout, self.checkpoint)
         neurons = [key for key in found.state_dict if is_neuron_key(key)]
+        if (neurons or found.layout.differs) and self.layout is None:
+            self._refuse_spiking(found.layout, neurons)
         left_out = [f"left out {first_few(neurons)}: parameters of neurons, calibrated anew"] if neurons else []
         return found.state_dict, [found.summary, *found.notes, *left_out], found.layout.name == "sequential"
+
+    def _refuse_spiking(self, layout: Layout, neurons: list[str]) -> NoReturn:
+        """Say what a network of neurons is for, and that its weights are not an ANN's."""
+        model = f"sew_{self.model}" if layout.is_sew else self.model
+        why = layout.differs or f"it has parameters of neurons ({first_few(neurons)})"
+        raise CheckpointError(
+            f"{self.title}: is no ANN but a network that was trained as a spiking one: {why}; run it as what it is, "
+            f"snnzoo eval {self.title} --model {model} --neuron {'plif' if neurons else 'if'} -T 4 --data DIR, or in "
+            f"Python snnzoo.load_snn; or give --layout {layout.name} to convert its weights all the same"
+        )
 
     def _arguments(self, state_dict: dict[str, Tensor]) -> dict[str, Any]:
         """The arguments that build the model for these weights, as far as their shapes settle them."""
         from snnzoo.recognition.head import infer_head
-        from snnzoo.recognition.identification import identify
+        from snnzoo.recognition.identification import architecture, identify
 
         if self.head is None:
             infer_head(state_dict)  # for its error, where the classifier is the trouble
         try:
             found, kwargs = identify(state_dict, self.title)
         except CheckpointError:
+            if architecture(state_dict).name is None:
+                raise
             found, kwargs = self.model, {}  # the comparison of keys will say what is wrong
         if found != self.model:
             raise CheckpointError(
@@ -236,7 +262,7 @@ class AnnSource:
             raise CheckpointError(
                 f"{self.title}: has {classes} classes, not {self.num_classes}: give --num-classes {classes}"
             )
-        return kwargs if self.num_classes is None else {**kwargs, "num_classes": self.num_classes}
+        return {**kwargs, **({} if self.num_classes is None else {"num_classes": self.num_classes}), **self.options}
 
 
 def _check_there(checkpoint: Path | None) -> None:

@@ -207,6 +207,7 @@ class HuggingFace:
     def preprocess(self) -> Preprocess | None:
         from transformers import AutoImageProcessor
 
+        _ = self._config  # the one file that every repository has: without a network, this fails at once
         its = AutoImageProcessor.from_pretrained(self._repository, trust_remote_code=False)
         edge, share = dict(getattr(its, "size", None) or {}).get("shortest_edge"), getattr(its, "crop_pct", None)
         if edge is None or not (its.do_resize and its.do_rescale) or its.resample not in _RESAMPLING:

@@ -48,6 +48,10 @@ class NamedSource:
         with self._library():
             return self.network.preprocess
 
+    def preprocess_of(self, ann: nn.Module) -> Preprocess | None:
+        """As `preprocess`."""
+        return self.preprocess
+
     def classes(self, num_classes: int) -> list[str] | None:
         """Return the names of the classes, where the weights are known to be of them."""
         if self.checkpoint is not None and not self.network.says_weights:

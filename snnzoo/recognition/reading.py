@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from snnzoo.checkpoints.layouts import Detected, translate
-from snnzoo.errors import CheckpointError
+from snnzoo.errors import CheckpointError, first_few
 from snnzoo.models.factory import anns_with
+from snnzoo.recognition.biases import without_biases
 from snnzoo.recognition.head import infer_head
 from snnzoo.recognition.hugging_face import check_config
 
@@ -31,8 +32,12 @@ def read_layout(content: Any, source: str, layout: str | None = None, file: Path
     if file is not None and found.layout.name == "huggingface" and check_config(file):
         assumption = f"layout {found.layout.name}: assumed that {found.layout.assumes}"
         found = dataclasses.replace(found, notes=tuple(note for note in found.notes if note != assumption))
+    state_dict, moved = without_biases(found.state_dict)
+    notes = list(found.notes)
+    if moved:
+        notes.append(f"moved {first_few(moved)} into the mean of the BN behind each, which computes the same")
     try:
-        assumed = infer_head(found.state_dict)[1]
+        assumed = infer_head(state_dict, "classifier." if "features.0.weight" in state_dict else "fc.")[1]
     except CheckpointError as error:  # the names can be told even so
         assumed = str(error)
-    return dataclasses.replace(found, notes=(*found.notes, assumed)) if assumed else found
+    return dataclasses.replace(found, state_dict=state_dict, notes=(*notes, *([assumed] if assumed else [])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from snnzoo.models.base import NeuronFactory, SpikingNet
 
 _SEW = "sew_"
-_VGG_NEURON = re.compile(r"((?:features|classifier)\.\d+)\.(w)$")  # as SpikingJelly names a neuron in nn.Sequential
 
 
 def load_snn(
@@ -63,7 +61,7 @@ def load_snn(
     from snnzoo.recognition.reading import read_layout
 
     found = read_layout(read_checkpoint(file), str(file), layout)
-    state_dict = {_VGG_NEURON.sub(r"\1.sn.\2", key): value for key, value in found.state_dict.items()}
+    state_dict = found.state_dict
     name, kwargs = identify(state_dict, str(file))
     is_sew = found.layout.is_sew
     if name != model.removeprefix(_SEW) or (is_sew and not model.startswith(_SEW)):

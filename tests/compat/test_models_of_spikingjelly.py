@@ -131,3 +131,23 @@ def test_arguments_of_networks_and_of_neurons_are_told_apart(classic):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert ours.bn1.eps == ours.layer4[1].bn2.eps == 0.1
     assert not ours.layer4[1].bn2.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "model", "kind", "settings"),
+    [
+        ("multi_step_spiking_resnet18", "ParametricLIFNode", "resnet18", "plif", {}),
+        ("spiking_resnet18", "IFNode", "resnet18", "if", {}),
+        ("multi_step_sew_resnet18", "ParametricLIFNode", "sew_resnet18", "plif", {"cnf": "ADD"}),
+    ],
+)
+def test_files_of_the_library_load_with_the_same_logits(classic, name, node, model, kind, settings, tmp_path):
+    torch.manual_seed(0)
+    theirs = firing(make(classic.model, classic.neuron, name, node, **settings)).eval()
+    torch.save({"net": theirs.state_dict(), "epoch": 3}, tmp_path / "net.pth")
+    ours = snnzoo.load_snn(tmp_path / "net.pth", model, kind)
+    x_seq = torch.randn(3, 2, 3, 48, 48)
+    with torch.inference_mode():
+        expected = theirs(x_seq) if name.startswith("multi") else torch.stack([theirs(x) for x in x_seq])
+        assert expected.std() > 0
+        torch.testing.assert_close(ours(x_seq), expected, rtol=0, atol=1e-6 * float(expected.abs().amax()))

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from snnzoo.checkpoints.untrusted.legacy_files import read_legacy
+from snnzoo.checkpoints.untrusted.pickles import read_plain_pickle
 from snnzoo.checkpoints.untrusted.tar_files import read_tar
 from snnzoo.checkpoints.untrusted.zip_files import read_zip
 from snnzoo.errors import CheckpointError
 
-READERS: dict[str, Callable[[BinaryIO, mmap.mmap], Any]] = {"zip": read_zip, "legacy": read_legacy, "tar": read_tar}
+READERS: dict[str, Callable[[BinaryIO, mmap.mmap], Any]] = {
+    "zip": read_zip,
+    "legacy": read_legacy,
+    "tar": read_tar,
+    "pickle": read_plain_pickle,
+}
 
 
 def read(path: Path, kind: str) -> Any:

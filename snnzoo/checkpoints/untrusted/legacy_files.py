@@ -6,13 +6,10 @@ import mmap
 import struct
 from typing import Any, BinaryIO
 
-from snnzoo.checkpoints.untrusted.limits import MAX_PICKLE
+from snnzoo.checkpoints.untrusted.limits import LEGACY_MAGIC, LEGACY_PROTOCOL, MAX_PICKLE
 from snnzoo.checkpoints.untrusted.pickles import read_pickle
 from snnzoo.checkpoints.untrusted.tensors import Storage, Tensors, bytes_at
 from snnzoo.errors import CheckpointError
-
-MAGIC = 0x1950A86A20F9469CFC6C  # as in torch.serialization
-_PROTOCOL = 1001
 
 
 def read_legacy(file: BinaryIO, mapped: mmap.mmap) -> Any:
@@ -23,7 +20,12 @@ def read_legacy(file: BinaryIO, mapped: mmap.mmap) -> Any:
     """
     tensors = Tensors(len(mapped))
     magic, protocol, system, content, keys = (read_pickle(file, MAX_PICKLE, tensors) for _ in range(5))
-    if magic != MAGIC or protocol != _PROTOCOL or type(system) is not dict or not system.get("little_endian", True):
+    if (
+        magic != LEGACY_MAGIC
+        or protocol != LEGACY_PROTOCOL
+        or type(system) is not dict
+        or not system.get("little_endian", True)
+    ):
         raise CheckpointError("is no file of torch.save, or of a machine with another byte order")
     places = _places(keys, tensors.storages, mapped, file.tell())
     tensors.fill(lambda storage: bytes_at(mapped, places[storage.key], storage.size))

@@ -1,18 +1,22 @@
 """A pickle gone through on paper: tensors and plain values are made, all else is a stand-in, and nothing is called.
 
-A pickle is a program for a machine with a stack. This one has the same stack, and of the program's calls knows those
-by which torch.save writes tensors. Whatever else a program would call or import becomes an `Opaque` that says what.
+A pickle is a program for a machine with a stack. This one has the same stack, and of the program's calls knows
+those by which tensors and NumPy arrays are written. Whatever else a program would call or import
+becomes an `Opaque` that says what.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
 import pickletools
 from collections.abc import Callable, Sequence
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, BinaryIO, NoReturn, cast
 
 from torch import Tensor
 
-from snnzoo.checkpoints.untrusted.limits import MAX_NAME, MAX_PICKLE, check_name, is_name
+from snnzoo.checkpoints.untrusted.arrays import ARRAY, DTYPE, array_of_buffer, new_array, new_dtype, tensor_of
+from snnzoo.checkpoints.untrusted.limits import LEGACY_MAGIC, MAX_NAME, MAX_PICKLE, check_name, is_name
 from snnzoo.checkpoints.untrusted.objects import Global, Opaque
 from snnzoo.checkpoints.untrusted.tensors import DTYPES, STORAGE_DTYPES, Storage, Tensors
 from snnzoo.errors import CheckpointError
@@ -64,11 +68,24 @@ def read_pickle(stream: IO[bytes], size: int, tensors: Tensors, find: Callable[[
         raise CheckpointError(_DAMAGED) from error
 
 
-class _Machine:
-    """The stack and the memo of a pickle."""
+def read_plain_pickle(file: BinaryIO, mapped: mmap.mmap) -> Any:
+    """What a pickle that torch.save did not write holds, as `read_pickle`: its tensors lie in it."""
+    tensors = Tensors(len(mapped))
+    content = read_pickle(file, len(mapped), tensors)
+    tensors.fill(lambda storage: _damaged())
+    return content
 
-    def __init__(self, tensors: Tensors, find: Callable[[Any], Any] | None) -> None:
-        self._tensors = tensors
+
+class _Machine:
+    """The stack and the memo of a pickle.
+
+    Args:
+        tensors, find: as `read_pickle`.
+        inner: whether the pickle lies in another one.
+    """
+
+    def __init__(self, tensors: Tensors, find: Callable[[Any], Any] | None, inner: bool = False) -> None:
+        self._tensors, self._inner = tensors, inner
         self._find = find or self._named
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
@@ -175,7 +192,8 @@ class _Machine:
         if type(entries) is not dict:
             _damaged()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _put(entries, key, value)
+            array = tensor_of(value, self._tensors.claims) if type(value) is Opaque and value.kind == ARRAY else None
+            _put(entries, key, value if array is None else array)
 
     # Classes and objects.
 
@@ -225,6 +243,9 @@ class _Machine:
         state = self._stack.pop()
         target = self._stack[-1]
         if type(target) is Opaque:
+            if target.kind in (ARRAY, DTYPE):
+                target.attributes = {"state": state}
+                return
             parts = state if type(state) is tuple and len(state) == 2 else (state,)
             target.attributes = next((part for part in parts if type(part) is dict and part), {})
         elif type(target) not in (dict, Global) and not isinstance(target, Tensor):
@@ -284,6 +305,26 @@ class _Machine:
         if type(function) is Global and function.name in _TENSOR_CALLS:
             return self._result(function, arguments)
         raise CheckpointError("holds tensors of a class of their own: save plain ones")
+
+    def storage_in_bytes(self, data: Any) -> Storage:
+        """A storage that was pickled by itself: what torch.save wrote of it before 1.6, as bytes in the pickle."""
+        if type(data) is not bytes or self._inner:
+            _damaged()
+        stream, inner = io.BytesIO(data), Tensors(len(data))
+        machine = _Machine(inner, None, inner=True)
+        machine._operations = self._operations
+        magic, _, _, storage, keys = (machine.run(stream, len(data)) for _ in range(5))
+        self._spend(machine._operations - self._operations)
+        start = stream.tell() + 8  # behind the number of items
+        if magic != LEGACY_MAGIC or type(storage) is not Storage or keys != [storage.key] or storage.start:
+            _damaged()
+        if start + storage.size != len(data):
+            _damaged()
+        return self._tensors.inline(data[start:], storage.dtype, storage.items)
+
+    def bytes_of_text(self, text: Any, encoding: Any = None) -> Any:
+        """Bytes, as protocol 2 has them."""
+        return text.encode("latin-1") if encoding == "latin1" and type(text) is str else Opaque("_codecs.encode")
 
     # Plain values.
 
@@ -370,6 +411,13 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **_TENSOR_CALLS,
     "torch._tensor._rebuild_from_type": _Machine.tensor_of_class,
     "torch._tensor._rebuild_from_type_v2": _Machine.tensor_of_class,
+    "torch.storage._load_from_bytes": _Machine.storage_in_bytes,
+    "_codecs.encode": _Machine.bytes_of_text,
+    "numpy.dtype": lambda _, *arguments: new_dtype(*arguments),
+    **dict.fromkeys((f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+                    lambda _, *arguments: new_array(*arguments)),
+    **dict.fromkeys((f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+                    lambda _, *arguments: array_of_buffer(*arguments)),
     "torch.Size": _Machine.items_of,
     "collections.OrderedDict": _Machine.dict_of,
     "collections.Counter": _Machine.dict_of,

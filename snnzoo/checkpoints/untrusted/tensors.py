@@ -58,12 +58,14 @@ class Tensors:
         file_size: in bytes; limits what the tensors may claim.
 
     Attributes:
-        storages: those in which tensors lie, by key.
+        claims: what they claim so far.
+        storages: those in which tensors lie, by key, but for those that are in the pickle.
     """
 
     def __init__(self, file_size: int) -> None:
-        self._claims = Claims(file_size)
+        self.claims = Claims(file_size)
         self.storages: dict[str, Storage] = {}
+        self._inline: dict[str, Tensor] = {}  # those whose bytes lie in the pickle itself, by a key of their own
         self._outlines: list[tuple[Tensor, Storage, int, Sequence[int], Sequence[int]]] = []
 
     def storage(self, key: str, dtype: torch.dtype, items: int) -> Storage:
@@ -71,6 +73,13 @@ class Tensors:
         storage = Storage(key, dtype, items)
         if self.storages.setdefault(key, storage) != storage:
             raise CheckpointError(f"its storage {key[:80]!a} has two sizes: get the file again")
+        return storage
+
+    def inline(self, data: bytes, dtype: torch.dtype, items: int) -> Storage:
+        """The storage of bytes that lie in the pickle."""
+        storage = Storage(f"in the pickle, {len(self._inline)}", dtype, items)
+        self.claims.add([items], dtype.itemsize)
+        self._inline[storage.key] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0)
         return storage
 
     def view(self, storage: Storage, start: int, items: int) -> Storage:
@@ -84,7 +93,7 @@ class Tensors:
         steps = [(size - 1) * step for size, step in zip(shape, stride, strict=True)]
         if 0 not in shape and offset + sum(steps) >= storage.items:
             raise CheckpointError(f"a tensor of shape {list(shape)} is larger than its storage: get the file again")
-        self._claims.add(shape, storage.dtype.itemsize)
+        self.claims.add(shape, storage.dtype.itemsize)
         tensor = torch.empty(0, dtype=storage.dtype)
         self._outlines.append((tensor, storage, storage.start + offset, shape, stride))
         return tensor
@@ -96,7 +105,8 @@ class Tensors:
             bytes_of: the bytes of a storage, as uint8 and aligned for any type; it raises where the file has none of
                 that size.
         """
-        data = {key: bytes_of(storage).untyped_storage() for key, storage in self.storages.items()}
+        found = self._inline | {key: bytes_of(storage) for key, storage in self.storages.items()}
+        data = {key: content.untyped_storage() for key, content in found.items()}
         for tensor, storage, offset, shape, stride in self._outlines:
             tensor.set_(data[storage.key], offset, tuple(shape), tuple(stride))
 
