@@ -1,35 +1,44 @@
 """Calibration: one walk over the graph, both networks side by side, each neuron fitted to what reaches it.
 
-A node is computed once for the ANN and once for the spiking network, which runs on accumulated signals
-(`graph.accumulated`); values are freed after their last use. A neuron is fitted to a random sample of positions. Where
-values are large, as at the front of a network, fewer images are run; the others join, through all that is converted,
-where there is room. So memory is bounded, whatever the depth and the number of images.
+The spiking network is the one that will be run: folded, with neurons that are set when their turn comes. A node is
+computed once for each network; values are freed after their last use. A neuron is fitted to a random sample of
+positions. Where values are large, as at the front of a network, fewer images are run; the others join, through all that
+is converted, where there is room. So memory is bounded, whatever the depth and the number of images.
+
+Nothing that the walk does waits for a value to be known: on a GPU it is launched as a whole.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snnzoo import ops
 from snnzoo.codings import Activation, Coding
 from snnzoo.conversion.inputs import ann_input, network_input
-from snnzoo.conversion.neurons import Parameters, make_node
+from snnzoo.conversion.neurons import Parameters, install
 from snnzoo.errors import SnnzooError
-from snnzoo.graph.accumulated import accumulate, current
+from snnzoo.functional import reset_net
 from snnzoo.graph.graph import Graph, Node
-from snnzoo.graph.network import is_static, node_each_step
+from snnzoo.graph.network import Ann, is_static
 from snnzoo.graph.operations import INPUT
-from snnzoo.graph.run import run_graph, run_node
+from snnzoo.graph.run import run_node
+from snnzoo.graph.shapes import site_channels, value_shapes
+from snnzoo.inference.network import FoldedNetwork
 
-KEPT_BYTES = 2 << 30  # values of both networks that are held at a time: more images than fit wait for a later node
-FEWEST_IMAGES = 16  # that are run even so
+KEPT_BYTES = 3 << 29  # values of both networks that are held at a time: more images than fit wait for a later node
+FEWEST_IMAGES = 8  # that are run even so
 SAMPLED_VALUES = 1 << 22  # inputs of one site, T included
 SAMPLED_POSITIONS = 1 << 13  # of each channel
+VALUES_AT_ONCE = 1 << 22  # inputs of neurons that a fit runs at a time
+COST_OF_NEURON, COST_OF_COPY = 300, 50  # of a value and step, in multiply-accumulates of convolutions
+COST_OF_FIT = 8  # runs of the neuron
 
 
 @dataclass
@@ -56,9 +65,9 @@ class SiteReport:
 class Site:
     """One activation to fit a neuron to: what reaches it, and what it should send.
 
-    Shapes: `x_seq [T, M, C]` what a neuron takes at M sampled positions, everything before it converted;
-    `target [M, C]` the ANN's activations there; `peak [C]` their largest magnitude over all positions;
-    `percentile [C]` the percentile that `calibrate` was asked for, over all positions.
+    Shapes: `x_seq [T, M, C]` what a neuron takes at M sampled positions, everything before it converted (where signals
+    are changes, what they add up to); `target [M, C]` the ANN's activations there; `peak [C]` their largest magnitude
+    over all positions; `percentile [C]` the percentile that `Calibrator.run` was asked for, over all positions.
     """
 
     name: str
@@ -69,110 +78,180 @@ class Site:
     peak: Tensor
     percentile: Tensor
 
+    def thinned(self, positions: int) -> Site:
+        """Return the site with about so many of its positions, if it has more."""
+        apart = max(1, len(self.target) // positions)
+        return replace(self, x_seq=self.x_seq[:, ::apart], target=self.target[::apart])
+
     def parameters(self, v_threshold: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Return those of the neuron with this threshold and bias `[C]`."""
         return {"v_threshold": v_threshold, "bias": torch.zeros_like(v_threshold) if bias is None else bias}
 
-    def run(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return what the neuron would send: `[T, M, C]`."""
-        return make_node(self.coding, self.activation, self.parameters(v_threshold, bias))(self.x_seq)
-
-    def residual(self, v_threshold: Tensor, bias: Tensor | None = None) -> Tensor:
+    def residual(self, v_threshold: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         """Return what the decoded output would lack: `[M, C]`."""
-        return self.target - self.coding.decode(self.run(v_threshold, bias))
+        return self.target - self._decoded(self._run(self.x_seq, v_threshold, bias, "sum"))
 
-    def report(self, parameters: dict[str, Tensor]) -> SiteReport:
-        """Return how well the neuron with these parameters does."""
+    def errors(self, v_thresholds: Tensor) -> Tensor:
+        """Return the mean squared error of the decoded output with each of several thresholds `[F, C]`: `[F, C]`."""
+        at_once = 1 if self.activation.per_channel else max(1, VALUES_AT_ONCE // self.x_seq.numel())
+        errors = []
+        for some in v_thresholds.split(at_once):  # as more channels
+            result = self._run(self.x_seq.repeat(1, 1, len(some)), some.flatten(), 0.0, "sum")
+            decoded = self._decoded(result).unflatten(1, some.shape)
+            errors.append((self.target.unsqueeze(1) - decoded).square().mean(0))
+        return torch.cat(errors)
+
+    def measure(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return how well the neuron with these parameters does: the numbers of a `SiteReport`, in its order."""
         theta = parameters["v_threshold"]
-        outputs = self.run(theta, parameters["bias"])
-        error = (self.target - self.coding.decode(outputs)).square().sum()
+        result = self._run(self.x_seq, theta, parameters["bias"], "both")
+        outputs: Any = result.sequence
+        error = (self.target - self._decoded(result)).square().sum() / self.target.square().sum().clamp(min=1e-30)
         clipped = self.target.abs() > theta * self.coding.span(len(self.x_seq)) * (1 + 1e-6)
-        return SiteReport(
-            self.name,
-            len(theta),
-            theta.median().item(),
-            clipped.double().mean().item(),
-            (error / self.target.square().sum().clamp(min=1e-30)).item(),
-            (outputs.count_nonzero() / outputs.numel()).item(),
+        events = torch.count_nonzero(outputs) / outputs.numel()
+        return torch.stack([theta.median().double(), clipped.double().mean(), error.double(), events.double()])
+
+    def _run(self, x_seq: Tensor, v_threshold: Tensor, bias: Tensor | float, output: str) -> ops.NeuronOutput:
+        return ops.multi_step_neuron(
+            x_seq,
+            self.coding,
+            v_threshold=v_threshold,
+            bias=bias,
+            activation=self.activation,
+            absolute=self.coding.bias_once,
+            output=output,
+            scaled=True,
+            keep_state=False,
         )
 
+    def _decoded(self, result: ops.NeuronOutput) -> Tensor:
+        assert result.total is not None
+        return result.total / len(self.x_seq) if self.coding.readout == "mean" else result.total
 
-def calibrate(
-    graph: Graph,
-    tensors: Mapping[str, Tensor],
-    images: Tensor,
-    coding: Coding,
-    fit: Callable[[Site], dict[str, Tensor]],
-    time_steps: int,
-    *,
-    batch_size: int,
-    seed: int,
-    percentile: float = 100.0,
-    report: Callable[[int, str], None] = lambda images, where: None,
-) -> tuple[Parameters, list[SiteReport]]:
-    """Fit every neuron in turn.
+
+@dataclass
+class Calibration:
+    """What `Calibrator.run` found.
+
+    `parameters` of each site and `layers`, how well they do; `expected [N, classes]` the ANN's logits of the
+    images and `actual [T, N, classes]` those of the network after each step, without extrapolation.
+    """
+
+    parameters: Parameters
+    layers: list[SiteReport]
+    expected: Tensor
+    actual: Tensor
+
+
+class Calibrator:
+    """Fits the neurons of one network: of one kind of coding, as often as wanted.
 
     Args:
-        graph: of the ANN.
-        tensors: of its state_dict, floating point.
-        images: calibration images, `[N, C, H, W]`, or frames of events, `[N, T, C, H, W]`.
-        coding: of all neurons.
-        fit: chooses the parameters of one site.
-        time_steps: T that the network is meant for.
+        ann: the network to convert.
+        coding: of the kind of all that are to be fitted.
         batch_size: images that run at a time.
         seed: of the sampled positions.
-        percentile: of each channel's activations, for `Site.percentile`.
-        report: called with the number of images that a node has run, `work(...)` in all, and where it is.
-
-    Returns:
-        for each site its parameters, and its report.
-
-    Raises:
-        SnnzooError: if an activation is NaN or infinite.
     """
-    walk = _Walk(graph, tensors, coding, time_steps)
-    fits = images_that_fit(graph, tensors, images, time_steps)
-    generator = torch.Generator().manual_seed(seed)
-    reports: list[SiteReport] = []
-    with torch.inference_mode():
-        for place, node in enumerate(graph):
-            while walk.images < fits[node.name]:
-                walk.join(images[walk.images : min(walk.images + batch_size, fits[node.name])], place)
-            if node.name in walk.sites:
-                site = walk.collect(node, percentile, generator)
-                parameters = fit(site)
-                reports.append(site.report(parameters))
-                walk.parameters[node.path] = parameters
-            walk.run(node)
-            report(walk.images, node.path or node.name)
-    return walk.parameters, reports
+
+    def __init__(self, ann: Ann, coding: Coding, *, batch_size: int, seed: int) -> None:
+        self.network = _with_neurons_to_be_set(ann, coding)
+        self.shapes = value_shapes(self.network.graph, self.network.tensors(), ann.input_shape, ann.model_name)
+        self.constants = {node.path: self.network.neuron(node.path).bias.clone() for node in ann.graph.neurons}
+        self.batch_size, self.seed = batch_size, seed
+
+    def run(
+        self,
+        images: Tensor,
+        coding: Coding,
+        fit: Callable[[Site], dict[str, Tensor]],
+        time_steps: int,
+        *,
+        positions: int = SAMPLED_POSITIONS,
+        percentile: float = 100.0,
+        report: Callable[[float, str], None] = lambda cost, where: None,
+    ) -> Calibration:
+        """Fit every neuron in turn.
+
+        Args:
+            images: calibration images, `[N, C, H, W]`, or frames of events, `[N, T, C, H, W]`.
+            coding: of all neurons.
+            fit: chooses the parameters of one site.
+            time_steps: T that the network is meant for.
+            positions: how many of each channel are sampled, at most.
+            percentile: of each channel's activations, for `Site.percentile`.
+            report: called with the cost of what has been done since, `cost(...)` in all, and where it is.
+
+        Raises:
+            SnnzooError: if an activation is NaN or infinite.
+        """
+        self.network.use(coding)
+        walk = _Walk(self.network, self.constants, coding, time_steps)
+        fits = images_that_fit(self.network.graph, self.shapes, _dtype(walk.tensors), len(images), time_steps)
+        costs = [self._cost_of(node, time_steps) for node in walk.nodes]
+        generator = torch.Generator().manual_seed(self.seed)
+        parameters: Parameters = {}
+        measured: list[Tensor] = []
+        with torch.inference_mode():
+            for place, node in enumerate(walk.nodes):
+                where = node.path or node.name
+                while walk.images < fits[node.name]:
+                    joining = images[walk.images : min(walk.images + self.batch_size, fits[node.name])]
+                    walk.join(joining, place)
+                    report(len(joining) * sum(costs[:place]), where)
+                walk.run_ann(node)
+                if node.name in walk.sites:
+                    site = walk.collect(node, positions, percentile, generator)
+                    parameters[node.path] = fit(site)
+                    measured.append(torch.cat([site.measure(parameters[node.path]), site.peak.sum().view(1)]))
+                    walk.set_neuron(node, parameters[node.path])
+                    report(self._cost_of_fit(node, positions, time_steps), where)
+                walk.run_network(node)
+                report(walk.images * costs[place], where)
+            expected, actual = walk.logits()
+        layers = []
+        for (path, chosen), (*numbers, peaks) in zip(parameters.items(), torch.stack(measured).tolist(), strict=True):
+            if not math.isfinite(peaks):
+                raise SnnzooError(f"activations at {path} are NaN or infinite: check the weights and the preprocessing")
+            layers.append(SiteReport(path, len(chosen["v_threshold"]), *numbers))
+        return Calibration(parameters, layers, expected, actual)
+
+    def cost(self, images: int, time_steps: int, positions: int = SAMPLED_POSITIONS) -> float:
+        """Return what `run` costs, in multiply-accumulates or what takes as long."""
+        nodes = [node for node in self.network.graph if node.name not in self.network.graph.behind_readout]
+        fits = sum(self._cost_of_fit(node, positions, time_steps) for node in self.network.graph.neurons)
+        return images * sum(self._cost_of(node, time_steps) for node in nodes) + fits
+
+    def _cost_of(self, node: Node, time_steps: int) -> float:
+        """That of running a node on one image, for both networks."""
+        values = math.prod(self.shapes[node.name])
+        steps = 1 if node.name in self.network.graph.before_neurons else 1 + time_steps
+        if node.row.weighted:
+            weight = self.network.tensors()[node.parameters["weight"]]
+            return steps * values * weight[0].numel()
+        return steps * values * (COST_OF_NEURON if node.is_activation else COST_OF_COPY)
+
+    def _cost_of_fit(self, node: Node, positions: int, time_steps: int) -> float:
+        inputs = min(SAMPLED_VALUES, positions * self.shapes[node.name][0] * time_steps)
+        return COST_OF_FIT * COST_OF_NEURON * inputs
 
 
-def work(graph: Graph, tensors: Mapping[str, Tensor], images: Tensor, time_steps: int) -> int:
-    """Return what `calibrate` reports in all."""
-    return sum(images_that_fit(graph, tensors, images, time_steps).values())
-
-
-def images_that_fit(graph: Graph, tensors: Mapping[str, Tensor], images: Tensor, time_steps: int) -> dict[str, int]:
+def images_that_fit(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, images: int, time_steps: int
+) -> dict[str, int]:
     """Return how many of `images` each node is given, so that all that is held fits `KEPT_BYTES`.
 
     Never fewer than the node before it: an image stays to the end.
     """
     held = {INPUT: 0}  # the images themselves are there anyway
     sizes: dict[str, int] = {}
-
-    def measure(node: Node, value: Tensor) -> None:
+    for node in graph:
         copies = 1 if node.name in graph.before_neurons else time_steps + 1
-        held[node.name] = value.numel() * value.element_size() * copies
+        held[node.name] = math.prod(shapes[node.name]) * dtype.itemsize * copies
         sizes[node.name] = sum(held.values())
         for name in graph.last_uses[node.name]:
             del held[name]
-
-    first = next(iter(tensors.values()))
-    with torch.inference_mode():
-        run_graph(graph, tensors, ann_input(images[:1]).to(first.device, _dtype(tensors)), measure)
     fits: dict[str, int] = {}
-    fewest = len(images)
+    fewest = images
     for name in reversed(sizes):
         fewest = min(fewest, max(FEWEST_IMAGES, KEPT_BYTES // max(1, sizes[name])))
         fits[name] = fewest
@@ -183,9 +262,20 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     return next(value.dtype for value in tensors.values() if value.is_floating_point())
 
 
+def _with_neurons_to_be_set(ann: Ann, coding: Coding) -> FoldedNetwork:
+    """The network in its fast form, in the ANN's precision; no neuron has its parameters yet."""
+    tensors = ann.tensors()
+    dtype, device = _dtype(tensors), next(iter(tensors.values())).device
+    channels = site_channels(ann.graph, tensors, ann.input_shape, ann.model_name)
+    empty = {path: {"v_threshold": torch.ones(n), "bias": torch.zeros(n)} for path, n in channels.items()}
+    network = FoldedNetwork(install(ann, coding, empty))
+    network.cast(dtype, dtype)
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
 @dataclass
 class _Batch:
-    """The values of some images that are still needed: the ANN's `[N, ...]`, and the accumulated `[T, N, ...]`."""
+    """The values of some images that are still needed: the ANN's `[N, ...]`, and the network's `[T, N, ...]`."""
 
     size: int
     ann: dict[str, Tensor] = field(default_factory=dict)
@@ -193,12 +283,17 @@ class _Batch:
 
 
 class _Walk:
-    """Both networks, as far as they have been run."""
+    """Both networks, as far as they have been run: the folded graph is the ANN's, too, with its activations."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], coding: Coding, time_steps: int) -> None:
-        self.graph, self.tensors, self.coding, self.time_steps = graph, tensors, coding, time_steps
-        self.sites = {node.name for node in graph.neurons}
-        self.parameters: Parameters = {}
+    def __init__(
+        self, network: FoldedNetwork, constants: Mapping[str, Tensor], coding: Coding, time_steps: int
+    ) -> None:
+        self.network, self.coding, self.time_steps = network, coding, time_steps
+        self.graph: Graph = network.graph
+        self.tensors = network.tensors()
+        self.nodes = [node for node in self.graph if node.name not in self.graph.behind_readout]
+        self.sites = {node.name for node in self.graph.neurons}
+        self.constants = constants
         self.batches: list[_Batch] = []
 
     @property
@@ -208,73 +303,118 @@ class _Walk:
 
     def join(self, images: Tensor, place: int) -> None:
         """Take in more images, and run them through the nodes before `place`."""
-        first = next(iter(self.tensors.values()))
-        images = images.to(first.device, _dtype(self.tensors))
+        images = images.to(next(iter(self.tensors.values())).device, _dtype(self.tensors))
         batch = _Batch(len(images))
-        batch.ann[INPUT] = ann_input(images)
-        batch.snn[INPUT] = network_input(images, self.coding, self.time_steps, accumulated=True)
-        for node in self.graph.nodes[:place]:
-            self._run(node, batch)
+        batch.ann[INPUT] = _channels_last(ann_input(images))
+        batch.snn[INPUT] = network_input(_channels_last(images), self.coding, self.time_steps)
+        for node in self.nodes[:place]:
+            self._run_ann(node, batch)
+            self._run_network(node, batch)
         self.batches.append(batch)
 
-    def run(self, node: Node) -> None:
-        """Run a node on all images."""
+    def run_ann(self, node: Node) -> None:
+        """Run a node of the ANN on all images."""
         for batch in self.batches:
-            self._run(node, batch)
+            self._run_ann(node, batch)
 
-    def _run(self, node: Node, batch: _Batch) -> None:
-        of_ann = run_node(node, self.tensors, [batch.ann[name] for name in node.inputs])
-        inputs = [batch.snn[name] for name in node.inputs]
+    def run_network(self, node: Node) -> None:
+        """Run a node of the spiking network on all images, and free what nothing needs any more."""
+        for batch in self.batches:
+            self._run_network(node, batch)
+
+    def set_neuron(self, node: Node, parameters: Mapping[str, Tensor]) -> None:
+        """Give a neuron its parameters."""
+        neuron = self.network.neuron(node.path)
+        neuron.v_threshold.copy_(parameters["v_threshold"])
+        neuron.bias.copy_(self.constants[node.path] + parameters["bias"])
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """Return the ANN's logits `[N, classes]`, and the network's after each step, `[T, N, classes]`."""
+        expected, actual = [], []
+        for batch in self.batches:
+            for node in self.graph:
+                if node.name in self.graph.behind_readout:
+                    self._run_ann(node, batch)
+            expected.append(batch.ann[self.graph.output])
+            actual.append(self.network.read_out(batch.snn[self.graph.decoded]))
+            reset_net(self.network)
+        return torch.cat(expected), torch.cat(actual, 1)
+
+    def _run_ann(self, node: Node, batch: _Batch) -> None:
+        inputs = [batch.ann[name] for name in node.inputs]
         if node.name in self.sites:
-            neuron = make_node(self.coding, node.activation, self.parameters[node.path])
-            of_snn = accumulate(self.coding, neuron(current(self.coding, inputs[0])))
-        elif node.name in self.graph.before_neurons and all(x.stride(0) == 0 for x in inputs):
-            of_snn = of_ann.expand(self.time_steps, *of_ann.shape)  # a static image's are the ANN's
+            x = inputs[0] + _broadcast(self.constants[node.path], inputs[0].ndim)
+            for residual in inputs[1:]:
+                x += residual
+            batch.ann[node.name] = node.activation(x)
         else:
-            of_snn = node_each_step(node, self.tensors, inputs)
-        batch.ann[node.name], batch.snn[node.name] = of_ann, of_snn
+            batch.ann[node.name] = run_node(node, self.tensors, inputs)
+
+    def _run_network(self, node: Node, batch: _Batch) -> None:
+        inputs = [batch.snn[name] for name in node.inputs]
+        if node.name in self.graph.before_neurons and all(x.stride(0) == 0 for x in inputs):
+            value = batch.ann[node.name].expand(self.time_steps, *batch.ann[node.name].shape)  # a static image's
+        else:
+            value = self.network.run_alone(node, self.tensors, inputs)
+        batch.snn[node.name] = value
         for name in self.graph.last_uses[node.name]:
             del batch.ann[name], batch.snn[name]
 
-    def collect(self, node: Node, percentile: float, generator: torch.Generator) -> Site:
+    def collect(self, node: Node, positions: int, percentile: float, generator: torch.Generator) -> Site:
         """Sample what reaches an activation."""
         total = self.images
         inputs, targets = [], []
         largest: Tensor | None = None  # [C, k], sorted
         for batch in self.batches:
-            before = batch.ann[node.inputs[0]]
-            values = node.activation(before).movedim(1, -1).flatten(0, -2)  # [positions, C]
-            channels = values.shape[1]
-            wanted = min(SAMPLED_POSITIONS, SAMPLED_VALUES // (self.time_steps * channels))
+            values = batch.ann[node.name].movedim(1, -1).flatten(0, -2)  # [positions, C]
+            wanted = min(positions, SAMPLED_VALUES // (self.time_steps * values.shape[1]))
             count = min(len(values), math.ceil(wanted * batch.size / total))
-            chosen = torch.randperm(len(values), generator=generator)[:count].to(values.device)
-            targets.append(values[chosen])
-            inputs.append(_positions(batch.snn[node.inputs[0]], chosen))
+            chosen = _sample(len(values), count, generator).to(values.device)
+            targets.append(values.index_select(0, chosen))
+            inputs.append(functools.reduce(torch.add, (_positions(batch.snn[name], chosen) for name in node.inputs)))
             kept = math.floor(total * len(values) // batch.size * (1 - percentile / 100)) + 1
-            magnitudes = values.abs().T if kept > 1 else values.abs().amax(0).unsqueeze(1)
+            magnitudes = values.abs().T if kept > 1 else _peak(values, batch.size).unsqueeze(1)
             candidates = magnitudes if largest is None else torch.cat([largest, magnitudes], 1)
             largest = candidates.topk(min(kept, candidates.shape[1]), dim=1).values
         assert largest is not None
         peak, at_percentile = largest[:, 0], largest[:, -1]
-        if not bool(peak.isfinite().all()):
-            raise SnnzooError(
-                f"activations at {node.path} are NaN or infinite: check the weights and the preprocessing"
-            )
         at_percentile = torch.where(at_percentile > 0, at_percentile, peak)  # a channel that fires more rarely
-        x_seq, target = current(self.coding, torch.cat(inputs, 1)), torch.cat(targets)
+        x_seq, target = torch.cat(inputs, 1), torch.cat(targets)
+        if self.coding.bias_once and node.inputs[0] not in self.graph.before_neurons:
+            x_seq = x_seq.cumsum(0)
+        x_seq += self.constants[node.path]
         return Site(node.path, self.coding, node.activation, x_seq, target, fill_dead(peak), fill_dead(at_percentile))
 
 
+def _peak(values: Tensor, images: int) -> Tensor:
+    """The largest magnitude of each channel of `[positions, C]`; over images first, as long rows are faster."""
+    rows = values.unflatten(0, (images, -1)).flatten(1)
+    return torch.maximum(rows.amax(0), -rows.amin(0)).unflatten(0, (-1, values.shape[1])).amax(0)
+
+
+def _sample(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Some of `total` places; of very many at random, where a repeat is rare, since a permutation takes longer."""
+    if total > 8 * count:
+        return torch.randint(total, (count,), generator=generator)
+    return torch.randperm(total, generator=generator)[:count]
+
+
 def _positions(x_seq: Tensor, chosen: Tensor) -> Tensor:
-    """`[T, N, C, ...]` at some positions, `[T, M, C]`; what is static stays so."""
+    """`[T, N, C, ...]` at some positions, `[T, M, C]`."""
     if is_static(x_seq):
-        once = _positions(x_seq[:1], chosen)
-        return once.expand(len(x_seq), *once.shape[1:])
-    return x_seq.movedim(2, -1).flatten(1, -2)[:, chosen]
+        return _positions(x_seq[:1], chosen).expand(len(x_seq), -1, -1)
+    return x_seq.movedim(2, -1).flatten(1, -2).index_select(1, chosen)
+
+
+def _broadcast(channels: Tensor, ndim: int) -> Tensor:
+    return channels.view(-1, *[1] * (ndim - 2))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def fill_dead(thresholds: Tensor) -> Tensor:
     """Give channels that never fired on the calibration images the median threshold of their layer."""
-    alive = thresholds[thresholds > 0]
-    fallback = alive.median() if len(alive) else torch.ones_like(thresholds[0])
-    return torch.where(thresholds > 0, thresholds, fallback)
+    alive = torch.where(thresholds > 0, thresholds, torch.nan)
+    return torch.where(thresholds <= 0, alive.nanmedian().nan_to_num(1.0), thresholds)

@@ -10,26 +10,27 @@ from torch import Tensor, nn
 
 from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.answers import answers, is_close
-from snnzoo.conversion.calibration import calibrate
+from snnzoo.conversion.calibration import Calibrator
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.neurons import install
-from snnzoo.conversion.recipes import Recipe, make_recipe
+from snnzoo.conversion.recipes import Recipe, fit_extrapolation, make_recipe
 from snnzoo.errors import UsageError
-from snnzoo.functional import reset_net
 from snnzoo.graph.network import Ann, SpikingNetwork
+from snnzoo.inference import prepare_for_inference
 from snnzoo.progress import Progress
 
 TIME_STEPS = (1, 2, 4, 8, 16)
 LEVELS = (1, 3, 7)
 TOLERANCE = 0.5  # percentage points
-SEARCH_IMAGES = 96  # on which each of several codings is calibrated
+SEARCH_IMAGES = 64  # on which each candidate is calibrated
+SEARCH_POSITIONS = 2048  # of each channel, for that
 HELD_BACK = 256  # images at most, on which choices of T and K are judged
-MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
+JUDGED_AT_A_TIME = 32  # of them, since many a candidate fails on the first
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A delta network that was tried: T, K, its agreement with the ANN in percent, and its cost.
+    """A delta network that was tried: T, K, its agreement with the ANN in percent (until it failed), and its cost.
 
     `events` counts spikes per neuron over all T steps, averaged over the layers.
     """
@@ -75,8 +76,9 @@ def choose(
 
     Of one output, its sign must agree so, and its error be small (`answers.is_close`).
 
-    Each candidate is calibrated on some of the images, and judged on others. More levels are taken to agree
-    no less: where the largest K fails, the smaller ones at that T are not tried.
+    Each candidate is calibrated on some of the images, and judged on others, as long as it can still be within the
+    tolerance. More levels are taken to agree no less: where the largest K fails, the smaller ones at that T are not
+    tried.
 
     Args:
         ann: what `capture_ann` made, or a network for it.
@@ -101,22 +103,20 @@ def choose(
     held_back = images[len(fitted) :][:HELD_BACK]
     candidates: list[Candidate] = []
     own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
+    calibrator = Calibrator(own, make_recipe("delta").coding, batch_size=batch_size, seed=seed)
+    judge = _Judge(own, held_back, tolerance, batch_size)
 
     def within(time_steps: int, levels: int) -> bool:
         if progress:
             progress(len(candidates), len(TIME_STEPS) + len(LEVELS) - 1, f"choosing: T={time_steps}, {levels} levels")
         recipe = make_recipe("delta", levels=levels)
         coding = recipe.coding
-        parameters, sites = calibrate(
-            own.graph, own.tensors(), fitted, coding, recipe.fit, time_steps, batch_size=batch_size, seed=seed
-        )
-        extrapolation, _ = fit_extrapolation(own, install(own, coding, parameters), fitted, time_steps, batch_size)
-        net = install(own, coding, parameters, extrapolation)
-        expected, actual = both_logits(own, net, held_back, time_steps, batch_size)
-        agreement = 100 * (answers(expected) == answers(actual[-1])).double().mean().item()
-        events = time_steps * sum(site.events for site in sites) / len(sites)
+        found = calibrator.run(fitted, coding, recipe.fit, time_steps, positions=SEARCH_POSITIONS)
+        extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
+        agreement, close = judge.agreement(install(own, coding, found.parameters, extrapolation), time_steps)
+        events = time_steps * sum(site.events for site in found.layers) / len(found.layers)
         candidates.append(Candidate(time_steps, levels, agreement, events))
-        return agreement >= 100 - tolerance and is_close(expected, actual[-1])
+        return agreement >= 100 - tolerance and close
 
     all_steps = (images.shape[1],) if has_frames(images) else TIME_STEPS
     enough = next((steps for steps in all_steps if within(steps, LEVELS[-1])), None)
@@ -131,39 +131,26 @@ def choose(
     return Choice(chosen, enough is not None, tolerance, len(held_back), tuple(candidates))
 
 
-def fit_extrapolation(
-    ann: Ann, net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int
-) -> tuple[float, float]:
-    """Return the `extrapolation` of the readout that brings the logits closest to the ANN's, 0 where there is none.
+class _Judge:
+    """Counts on how many of some images a network names the class that the ANN names."""
 
-    Args:
-        net: converted, without extrapolation.
+    def __init__(self, ann: Ann, images: Tensor, tolerance: float, batch_size: int) -> None:
+        weight = next(ann.parameters())
+        self.batches = images.to(weight.device, weight.dtype).split(min(batch_size, JUDGED_AT_A_TIME))
+        self.most_missing = tolerance / 100 * len(images)
+        with torch.inference_mode():
+            self.expected = [ann(ann_input(batch)) for batch in self.batches]
 
-    Returns:
-        the extrapolation, and the mean squared difference of logits that is left.
-    """
-    expected, actual = both_logits(ann, net, images, time_steps, batch_size)
-    lacking = expected - actual[-1]
-    extrapolation = 0.0
-    if net.coding is not None and net.coding.extrapolates and len(actual) > 1:
-        change = actual[-1] - actual[-2]
-        best = (lacking * change).sum() / change.square().sum().clamp(min=1e-30)
-        extrapolation = round(best.clamp(0, MOST_EXTRAPOLATION).item(), 3)
-        lacking = lacking - extrapolation * change
-    return extrapolation, lacking.square().mean().item()
-
-
-def both_logits(
-    ann: Ann, net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Return the ANN's logits `[N, num_classes]`, and the network's after each step, `[T, N, num_classes]`."""
-    assert net.coding is not None
-    weight = next(ann.parameters())
-    expected, actual = [], []
-    with torch.inference_mode():
-        for x in images.to(weight.device, weight.dtype).split(batch_size):
-            reset_net(net)
-            expected.append(ann(ann_input(x)))
-            actual.append(net(network_input(x, net.coding, time_steps)))
-    reset_net(net)
-    return torch.cat(expected), torch.cat(actual, 1)
+    def agreement(self, net: SpikingNetwork, time_steps: int) -> tuple[float, bool]:
+        """In percent, of the images until it is certain to be beyond the tolerance; and whether outputs are close."""
+        fast = prepare_for_inference(net)
+        seen = missing = 0
+        outputs: list[Tensor] = []
+        for batch, expected in zip(self.batches, self.expected, strict=True):
+            outputs.append(fast.final(network_input(batch, net.coding, time_steps)))
+            missing += int((answers(outputs[-1]) != answers(expected)).sum())
+            seen += len(batch)
+            if missing > self.most_missing:
+                break
+        close = is_close(torch.cat(self.expected[: len(outputs)]), torch.cat(outputs))
+        return 100 * (seen - missing) / seen, close

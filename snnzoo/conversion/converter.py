@@ -10,19 +10,23 @@ from torch import Tensor, nn
 
 from snnzoo.codings import Coding
 from snnzoo.conversion.ann import capture_ann
-from snnzoo.conversion.calibration import SiteReport, calibrate, work
-from snnzoo.conversion.choice import HELD_BACK, SEARCH_IMAGES, Choice, choose, fit_extrapolation
+from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibrator, SiteReport
+from snnzoo.conversion.choice import Choice, choose
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.exits import calibrate_exits
 from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
 from snnzoo.conversion.neurons import Parameters, install
-from snnzoo.conversion.recipes import Recipe, make_recipe
+from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation, make_recipe
 from snnzoo.errors import UsageError
 from snnzoo.fit import check
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
+
+SEARCH_IMAGES = 32  # on which each of several codings is calibrated
+SEARCH_POSITIONS = 512  # of each channel, for that
+USUAL_SEARCHES = 3  # of the codings, until the best one is found
 
 
 def convert(
@@ -180,42 +184,36 @@ def _calibrated(
     progress: Progress | None,
 ) -> tuple[Coding, float, Parameters, list[SiteReport]]:
     """The best of the recipe's codings, all sites fitted to it, and its readout to them."""
-    graph, tensors = ann.graph, ann.tensors()
-    few, judged = images[:SEARCH_IMAGES], images[-SEARCH_IMAGES:]
-    searches = len(recipe.candidates)
-    done, total = 0, searches * work(graph, tensors, few, time_steps) + work(graph, tensors, images, time_steps)
+    calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed)
+    few = images[:SEARCH_IMAGES]
+    search = USUAL_SEARCHES * calibrator.cost(len(few), time_steps, SEARCH_POSITIONS) if recipe.candidates else 0.0
+    done, limit, total = 0.0, search, search + calibrator.cost(len(images), time_steps)
 
-    def report(count: int, where: str) -> None:
+    def report(cost: float, where: str) -> None:
         nonlocal done
-        done += count
+        done = min(done + cost, limit)
         if progress:
-            progress(done, total, f"calibrating: {where}")
+            progress(round(done), round(total), f"calibrating: {where}")
 
-    def fitted(coding: Coding, images: Tensor) -> tuple[Parameters, list[SiteReport]]:
-        return calibrate(
-            graph,
-            tensors,
+    def calibrated(coding: Coding, images: Tensor, positions: int) -> Calibration:
+        return calibrator.run(
             images,
             coding,
             recipe.fit,
             time_steps,
-            batch_size=batch_size,
-            seed=seed,
+            positions=positions,
             percentile=recipe.site_percentile,
             report=report,
         )
 
-    best = recipe.coding
-    if searches:
-        errors = [
-            fit_extrapolation(ann, install(ann, coding, fitted(coding, few)[0]), judged, time_steps, batch_size)[1]
-            for coding in recipe.candidates
-        ]
-        best = recipe.candidates[errors.index(min(errors))]
-    parameters, reports = fitted(best, images)
-    extrapolation = 0.0
-    if best.extrapolates:  # no other readout has anything to fit
-        net = install(ann, best, parameters)
-        extrapolation, _ = fit_extrapolation(ann, net, images[-HELD_BACK:], time_steps, batch_size)
-        report(0, "readout")
-    return best, extrapolation, parameters, reports
+    def error(coding: Coding) -> float:
+        found = calibrated(coding, few, SEARCH_POSITIONS)
+        return fit_extrapolation(coding, found.expected, found.actual)[1]
+
+    best = descend(recipe.candidates, recipe.coding, error) if recipe.candidates else recipe.coding
+    done, limit = search, total
+    found = calibrated(best, images, SAMPLED_POSITIONS)
+    report(total, "readout")
+    extrapolation, _ = fit_extrapolation(best, found.expected, found.actual)
+    return best, extrapolation, found.parameters, found.layers
+

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +16,13 @@ from snnzoo.conversion.calibration import Site
 from snnzoo.errors import UsageError, suggestion
 
 FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation: 1.1 down to 0.1
+COARSE_TO_FINE = ((-8, -4, 0, 4, 8), (-2, 2), (-1, 1))  # how far from the best place until then to look
 NEGLIGIBLE = 1e-5  # an error over the mean square of what a channel sends
-BIAS_PASSES = 5
+BIAS_PASSES = 3
+LEAST_ANSWER = 0.25
+THRESHOLD_POSITIONS = 1024  # of each channel, on which thresholds are tried
 BALANCE_PASSES = 30
+MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 THRESHOLDS = ("max", "percentile", "mse", "balanced")
 FITTING = ("threshold", "bias_correction", "percentile")  # options of every recipe
@@ -90,18 +96,23 @@ def _capped(site: Site, v_threshold: Tensor) -> Tensor:
 def fit_threshold(site: Site) -> Tensor:
     """Return the fraction `[C]` of each channel's peak that decodes with the least squared error.
 
-    Of fractions whose errors are next to nothing the largest is taken: it leaves room for what comes before the
+    Of fractions whose errors are next to the same the largest is taken: it leaves room for what comes before the
     network has settled.
     """
+    site = site.thinned(THRESHOLD_POSITIONS)
     top = site.peak / site.coding.span(1)
-    best, best_error = top, torch.full_like(top, torch.inf)
+    fractions = top.new_tensor(FRACTIONS)
     negligible = NEGLIGIBLE * site.target.square().mean(0)
-    for fraction in FRACTIONS:
-        theta = _capped(site, fraction * top)
-        error = site.residual(theta).square().mean(0)
-        better = error < best_error - negligible
-        best, best_error = torch.where(better, theta, best), torch.where(better, error, best_error)
-    return best
+    best = torch.full_like(top, len(FRACTIONS) // 2, dtype=torch.long)  # places in FRACTIONS
+    best_error = torch.full_like(top, torch.inf)
+    for apart in COARSE_TO_FINE:
+        around = torch.tensor(apart, device=top.device).unsqueeze(1)
+        places = (best + around).clamp(0, len(FRACTIONS) - 1)
+        errors = site.errors(_capped(site, top * fractions[places]))
+        for place, error in zip(places, errors, strict=True):
+            better = error < best_error - negligible
+            best, best_error = torch.where(better, place, best), torch.where(better, error, best_error)
+    return _capped(site, top * fractions[best])
 
 
 def fit_bias(site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
@@ -112,14 +123,51 @@ def fit_bias(site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
     """
     bias = best = torch.zeros_like(v_threshold)
     residual = site.residual(v_threshold)
-    best_error = residual.square().mean(0)
+    lacking, best_error = residual.mean(0), residual.square().mean(0)
+    answer = torch.ones_like(bias)  # how much of a change of the bias its outputs follow
     for _ in range(BIAS_PASSES):
-        bias = bias + residual.mean(0)
+        change = lacking / answer
+        bias = bias + change
         residual = site.residual(v_threshold, bias)
-        error = residual.square().mean(0)
+        still, error = residual.mean(0), residual.square().mean(0)
+        answer = ((lacking - still) / change).nan_to_num(1.0).clamp(LEAST_ANSWER, 1.0)
+        lacking = still
         best = torch.where(error < best_error, bias, best)
         best_error = torch.minimum(error, best_error)
     return site.parameters(v_threshold, best)
+
+
+def fit_extrapolation(coding: Coding, expected: Tensor, actual: Tensor) -> tuple[float, float]:
+    """Return the `extrapolation` of the readout that brings the logits closest to the ANN's, 0 where there is none.
+
+    Args:
+        expected: logits of the ANN, `[N, classes]`.
+        actual: those of the network after each step, without extrapolation, `[T, N, classes]`.
+
+    Returns:
+        the extrapolation, and the mean squared difference of logits that is left.
+    """
+    lacking = expected - actual[-1]
+    extrapolation = 0.0
+    if coding.extrapolates and len(actual) > 1:
+        change = actual[-1] - actual[-2]
+        best = (lacking * change).sum() / change.square().sum().clamp(min=1e-30)
+        extrapolation = round(best.clamp(0, MOST_EXTRAPOLATION).item(), 3)
+        lacking = lacking - extrapolation * change
+    return extrapolation, lacking.square().mean().item()
+
+
+def descend(candidates: Sequence[Coding], start: Coding, error: Callable[[Coding], float]) -> Coding:
+    """Return the candidate with neighbours of no less error that is reached from `start`, always going where it falls.
+
+    Along one setting of a coding the error has one minimum, so that few need to be tried.
+    """
+    error = functools.cache(error)
+    place = candidates.index(start) if start in candidates else len(candidates) // 2
+    for step in (-1, 1):
+        while 0 <= place + step < len(candidates) and error(candidates[place + step]) < error(candidates[place]):
+            place += step
+    return candidates[place]
 
 
 def balanced_threshold(site: Site) -> Tensor:

@@ -9,7 +9,7 @@ static image's are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -229,7 +229,7 @@ class SpikingNetwork(GraphModule, StepModule):
             watch: called with each node, its inputs and its value, `[T, N, ...]`.
             known: what `front` gave for this input, or nothing: then all is computed.
         """
-        return self.classify(self._stepwise(self._decode, self.signals(x_seq, watch, known)), watch)
+        return self.read_out(self.signals(x_seq, watch, known), watch)
 
     def front(self, x_seq: Tensor, watch: Watch | None = None) -> dict[str, Tensor]:
         """Return the values before all neurons that what follows needs, by name: a static image's are so at each t."""
@@ -260,6 +260,31 @@ class SpikingNetwork(GraphModule, StepModule):
                 watch(node, inputs, values[node.name])
         self._t += len(x_seq)
         return values[self.graph.decoded]
+
+    def run_alone(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
+        """Return what a node before the readout makes of whole sequences, which begin at t = 0; no state is left.
+
+        Args:
+            tensors: what `tensors()` returns.
+            inputs: `[T, N, ...]` each; a neuron may write to the memory of its own.
+        """
+        value = self._run_node(node, tensors, inputs)
+        for memory in self._memories(node):
+            memory.reset()
+        return value
+
+    def _memories(self, node: Node) -> Iterator[Any]:
+        """The modules that keep a state for a node."""
+        if node.name in self._sites:
+            yield self.neuron(node.path)
+        for key in (_key(node.name), *(_key(node.name, name) for name in node.inputs)):
+            for memories in (self._sums, self._changes):
+                if key in memories:
+                    yield memories[key]
+
+    def read_out(self, signals: Tensor, watch: Watch | None = None) -> Tensor:
+        """Return the logits after each step, `[T, N, classes]`, of what `signals` gave."""
+        return self.classify(self._stepwise(self._decode, signals), watch)
 
     def classify(self, decoded: Tensor, watch: Watch | None = None) -> Tensor:
         """Return the logits of what was decoded, `[T, N, ...] -> [T, N, classes]`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnzoo.base import MemoryModule
+from snnzoo.codings import Coding
 from snnzoo.errors import UsageError
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
@@ -62,6 +63,13 @@ class FoldedNetwork(SpikingNetwork):
     def _converted(self, node: Node, place: int, x_seq: Tensor) -> Tensor:
         module = self._replaced.get(f"{node.name}/{place}")
         return x_seq if module is None else each_step(module, [x_seq])
+
+    def use(self, coding: Coding) -> None:
+        """Let all neurons take other settings of their coding."""
+        assert type(coding) is type(self.coding)
+        self.coding = coding
+        for path in self._paths:
+            self.neuron(path).coding = coding
 
     def cast(self, dtype: torch.dtype, precise: torch.dtype) -> None:
         """To `dtype`; neurons, and what follows the readout, to one with room for sums."""
