@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -77,11 +77,6 @@ class Site:
     target: Tensor
     peak: Tensor
     percentile: Tensor
-
-    def thinned(self, positions: int) -> Site:
-        """Return the site with about so many of its positions, if it has more."""
-        apart = max(1, len(self.target) // positions)
-        return replace(self, x_seq=self.x_seq[:, ::apart], target=self.target[::apart])
 
     def parameters(self, v_threshold: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Return those of the neuron with this threshold and bias `[C]`."""

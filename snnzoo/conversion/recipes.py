@@ -19,8 +19,7 @@ FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation
 COARSE_TO_FINE = ((-8, -4, 0, 4, 8), (-2, 2), (-1, 1))  # how far from the best place until then to look
 NEGLIGIBLE = 1e-5  # an error over the mean square of what a channel sends
 BIAS_PASSES = 3
-LEAST_ANSWER = 0.25
-THRESHOLD_POSITIONS = 1024  # of each channel, on which thresholds are tried
+LEAST_ANSWER = 0.25  # that outputs are taken to follow a change of the bias by
 BALANCE_PASSES = 30
 MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -94,12 +93,10 @@ def _capped(site: Site, v_threshold: Tensor) -> Tensor:
 
 
 def fit_threshold(site: Site) -> Tensor:
-    """Return the fraction `[C]` of each channel's peak that decodes with the least squared error.
+    """Return the fraction `[C]` of each channel's peak that decodes with the least squared error, coarse to fine.
 
-    Of fractions whose errors are next to the same the largest is taken: it leaves room for what comes before the
-    network has settled.
+    Of fractions whose errors are next to the same the one tried first is kept.
     """
-    site = site.thinned(THRESHOLD_POSITIONS)
     top = site.peak / site.coding.span(1)
     fractions = top.new_tensor(FRACTIONS)
     negligible = NEGLIGIBLE * site.target.square().mean(0)

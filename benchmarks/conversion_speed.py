@@ -1,0 +1,148 @@
+"""What a conversion costs, beside the forward passes that it cannot do without, and beside SpikingJelly's ann2snn.
+
+    python benchmarks/conversion_speed.py                                          # CIFAR ResNets, 512 images
+    python benchmarks/conversion_speed.py --models resnet18 --size 64
+    python benchmarks/conversion_speed.py --models resnet50 --size 224 --images 32 --json conversion_speed.json
+
+The passes are one of the ANN and one of T steps of the converted network, in its fast form, over each calibration
+image. They and the conversion take turns in one process, after one turn that warms up; figures are medians. Memory is
+what the conversion takes at most, beyond the ANN and the images. Weights and images are random: of `auto` the T that
+it chooses depends on them. SpikingJelly is left out where it does not import (`pip install --no-deps
+spikingjelly==2.0.0 loguru tqdm scipy`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conversion_accuracy import Plain
+from torch import Tensor, nn
+
+import snnzoo
+from snnzoo.graph.network import SpikingNetwork
+from snnzoo.inference import measure
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "delta, K=7, T=4": {"recipe": "delta", "levels": 7, "time_steps": 4},
+    "ternary: delta, K=1, T=8": {"recipe": "delta", "levels": 1, "time_steps": 8},
+    "rate, T=32": {"recipe": "rate", "time_steps": 32},
+    "auto": {"recipe": "auto"},
+}
+BATCH = 64
+
+
+def main() -> None:
+    options = parse_options()
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    report: dict[str, Any] = {
+        "machine": machine, "torch": torch.__version__, "images": options.images, "size": options.size,
+        "repeats": options.repeats, "results": [],
+    }  # fmt: skip
+    print(f"{machine}, torch {torch.__version__}, {options.images} images of {options.size} pixels", flush=True)
+    print("| network | recipe | passes s | convert s | ratio | memory GiB |\n|---|---|---:|---:|---:|---:|", flush=True)
+    for model in options.models:
+        torch.manual_seed(0)
+        ann = snnzoo.create_model(model, neuron=nn.ReLU, step_mode="s").eval()
+        images = torch.randn(options.images, 3, options.size, options.size)
+        rows = [ours(ann, images, name, options.repeats) for name in RECIPES if options.only in name]
+        for row in [*rows, *peer(ann, images, options.repeats)]:
+            report["results"].append({"model": model, **row})
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"])
+    parser.add_argument("--size", type=int, default=32, help="pixels of the images")
+    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="only recipes whose names contain this")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def ours(ann: nn.Module, images: Tensor, name: str, repeats: int) -> dict[str, Any]:
+    """The cost of one recipe."""
+    found: list[SpikingNetwork] = []
+
+    def convert() -> None:
+        found[:] = [snnzoo.convert(ann, images, **RECIPES[name])]
+
+    memory = measure.peak_memory(convert, images.device)
+    (net,) = found
+    time_steps = net.conversion.time_steps  # type: ignore[union-attr]
+    fast = snnzoo.prepare_for_inference(net)
+
+    def passes() -> None:
+        with torch.inference_mode():
+            for batch in images.split(BATCH):
+                ann(batch)
+                fast.final(batch.expand(time_steps, *batch.shape))
+
+    seconds = in_turns({"passes": passes, "convert": convert}, repeats)
+    row = {"recipe": name, "time_steps": time_steps, **seconds, "memory": memory}
+    row["ratio"] = seconds["convert"] / seconds["passes"]
+    show(ann, row)
+    return row
+
+
+def peer(ann: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any]]:
+    """The cost of SpikingJelly's conversion, whose thresholds depend on no T."""
+    try:
+        from spikingjelly.activation_based import ann2snn
+        from spikingjelly.activation_based.ann2snn.recipes import RateCodingRecipe
+    except ImportError as error:
+        print(f"SpikingJelly is left out: {error}")
+        return []
+    plain = Plain(copy.deepcopy(ann))  # type: ignore[arg-type]
+
+    def convert() -> None:
+        recipe = RateCodingRecipe(images.split(BATCH), mode="99.9%", channel_wise=True, half_threshold=True)
+        ann2snn.Converter(recipe=recipe).convert(copy.deepcopy(plain))
+
+    def passes() -> None:
+        with torch.inference_mode():
+            for batch in images.split(BATCH):
+                ann(batch)
+
+    memory = measure.peak_memory(convert, images.device)
+    seconds = in_turns({"passes": passes, "convert": convert}, repeats)
+    row = {"recipe": "SpikingJelly 99.9 %, per channel (passes: of the ANN)", **seconds, "memory": memory}
+    row["ratio"] = seconds["convert"] / seconds["passes"]
+    show(ann, row)
+    return [row]
+
+
+def in_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            seconds[name].append(measure.seconds_of(run, torch.device("cpu")))
+    return {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
+
+
+def show(ann: nn.Module, row: dict[str, Any]) -> None:
+    """One line of the table."""
+    memory = "" if row["memory"] is None else f"{row['memory'] / 2**30:.2f}"
+    steps = f" (T={row['time_steps']})" if row["recipe"] == "auto" else ""
+    name = getattr(ann, "model_name", type(ann).__name__)
+    print(
+        f"| {name} | {row['recipe']}{steps} | {row['passes']:.2f} | {row['convert']:.2f} | {row['ratio']:.2f} "
+        f"| {memory} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
