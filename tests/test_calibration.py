@@ -110,7 +110,7 @@ def test_the_bar_tells_the_time_left_within_thirty_percent_from_a_tenth_on():
         time_steps=4,
         levels=7,
         progress=lambda done, total, _: seen.append((done / total, time.perf_counter())),
-    )  # noqa: E501
+    )
     end = time.perf_counter()
     told = [(end - now, (now - start) / done * (1 - done)) for done, now in seen if 0.1 <= done <= 0.9]
     assert len(told) > 20

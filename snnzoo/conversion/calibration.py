@@ -96,15 +96,15 @@ class Site:
             errors.append((self.target.unsqueeze(1) - decoded).square().mean(0))
         return torch.cat(errors)
 
-    def measure(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Return how well the neuron with these parameters does: the numbers of a `SiteReport`, in its order."""
+    def measure(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how well the neuron with these parameters does: `clipped`, `error` and `events` of a `SiteReport`."""
         theta = parameters["v_threshold"]
         result = self._run(self.x_seq, theta, parameters["bias"], "both")
         outputs: Any = result.sequence
         error = (self.target - self._decoded(result)).square().sum() / self.target.square().sum().clamp(min=1e-30)
         clipped = self.target.abs() > theta * self.coding.span(len(self.x_seq)) * (1 + 1e-6)
         events = torch.count_nonzero(outputs) / outputs.numel()
-        return torch.stack([theta.median().double(), clipped.double().mean(), error.double(), events.double()])
+        return clipped.double().mean(), error.double(), events.double()
 
     def _run(self, x_seq: Tensor, v_threshold: Tensor, bias: Tensor | float, output: str) -> ops.NeuronOutput:
         return ops.multi_step_neuron(
@@ -152,6 +152,8 @@ class Calibrator:
         self.network = _with_neurons_to_be_set(ann, coding)
         self.shapes = value_shapes(self.network.graph, self.network.tensors(), ann.input_shape, ann.model_name)
         self.constants = {node.path: self.network.neuron(node.path).bias.clone() for node in ann.graph.neurons}
+        # of a folded network, what a scale in front would have multiplied input and output with
+        self.gains = {node.path: 1 / self.network.neuron(node.path).v_threshold for node in ann.graph.neurons}
         self.batch_size, self.seed = batch_size, seed
 
     def run(
@@ -196,18 +198,20 @@ class Calibrator:
                 walk.run_ann(node)
                 if node.name in walk.sites:
                     site = walk.collect(node, positions, percentile, generator)
-                    parameters[node.path] = fit(site)
-                    measured.append(torch.cat([site.measure(parameters[node.path]), site.peak.sum().view(1)]))
-                    walk.set_neuron(node, parameters[node.path])
+                    chosen = fit(site)
+                    walk.set_neuron(node, chosen)
+                    parameters[node.path] = {name: self.gains[node.path] * value for name, value in chosen.items()}
+                    threshold = parameters[node.path]["v_threshold"].median().double()
+                    measured.append(torch.stack([threshold, *site.measure(chosen), site.peak.sum().double()]))
                     report(self._cost_of_fit(node, positions, time_steps), where)
                 walk.run_network(node)
                 report(walk.images * costs[place], where)
             expected, actual = walk.logits()
         layers = []
-        for (path, chosen), (*numbers, peaks) in zip(parameters.items(), torch.stack(measured).tolist(), strict=True):
+        for path, (*numbers, peaks) in zip(parameters, torch.stack(measured).tolist(), strict=True):
             if not math.isfinite(peaks):
                 raise SnnzooError(f"activations at {path} are NaN or infinite: check the weights and the preprocessing")
-            layers.append(SiteReport(path, len(chosen["v_threshold"]), *numbers))
+            layers.append(SiteReport(path, len(parameters[path]["v_threshold"]), *numbers))
         return Calibration(parameters, layers, expected, actual)
 
     def cost(self, images: int, time_steps: int, positions: int = SAMPLED_POSITIONS) -> float:
