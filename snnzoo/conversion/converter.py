@@ -216,4 +216,3 @@ def _calibrated(
     report(total, "readout")
     extrapolation, _ = fit_extrapolation(best, found.expected, found.actual)
     return best, extrapolation, found.parameters, found.layers
-
