@@ -86,7 +86,7 @@ class SmallNet(SpikingNet):
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1, self.sn1 = conv3x3(2, 4), nn.BatchNorm2d(4), MultiStepIFNode()
-        self.layer1 = make_stage(lambda *a: BasicBlock(*a, MultiStepIFNode), 4, 4, 4, 1, 1)
+        self.layer1 = make_stage(lambda *a: BasicBlock(*a, MultiStepIFNode), 4, 4, 4, 1, 1, projection)
         self.layer2 = make_stage(lambda *a: BasicBlock(*a, MultiStepIFNode), 4, 6, 6, 1, 2, projection)
         self.avgpool, self.readout, self.fc = nn.AdaptiveAvgPool2d(1), nn.Identity(), nn.Linear(6, 3)
         self.initialise("m")
