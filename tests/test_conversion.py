@@ -318,6 +318,7 @@ def test_few_memory_means_fewer_images_not_more_bytes(ann, monkeypatch):
 
 
 def test_a_fine_tuned_head_is_kept_whatever_its_layers(ann, images, tmp_path):
+    torch.manual_seed(0)
     tuned = copy.deepcopy(ann)
     tuned.fc = nn.Sequential(nn.Linear(512, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 3)).double()
     net = snnzoo.convert(nn.DataParallel(tuned), images, levels=7, gamma=0.4, time_steps=8)
