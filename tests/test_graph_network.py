@@ -1,6 +1,6 @@
 """All forms of a converted network give the same logits, in float64 to 1e-9 of the largest.
 
-Its definition is the ANN, run on what signals add up to, with neurons that refine (`graph.accumulated`). Held against
+Its definition is the ANN, run on what signals add up to, with neurons that refine (`accumulated`). Held against
 it: layer by layer, step by step, in pieces, prepared for inference, and read from its file.
 """
 
@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import snnzoo
+from accumulated import mean_so_far, run_accumulated
 from helpers import NETWORKS
 from snnzoo.conversion.converted_file import load_with_ann, save
 from snnzoo.conversion.inputs import network_input
 from snnzoo.conversion.neurons import make_node
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net, set_step_mode
-from snnzoo.graph.accumulated import run_accumulated
 
 TABLE = [pytest.param(n, id=n.name, marks=[pytest.mark.slow] if n.slow else []) for n in NETWORKS.values()]
 DELTA = {"recipe": "delta", "levels": 7, "gamma": 0.5, "time_steps": 4}
@@ -130,8 +130,7 @@ def test_all_forms_agree_on_frames_that_change_from_step_to_step(name, options, 
     net = snnzoo.convert(module, frames, **options)
     samples = frames.transpose(0, 1)
     x_seq = network_input(samples, net.coding, time_steps)
-    accumulated = network_input(samples, net.coding, time_steps, accumulated=True)
-    assert_all_forms_agree(net, x_seq, tmp_path, accumulated)
+    assert_all_forms_agree(net, x_seq, tmp_path, mean_so_far(frames))
 
 
 class Odd(nn.Module):

@@ -109,14 +109,11 @@ def ann_input(samples: Tensor) -> Tensor:
     return samples.mean(1) if has_frames(samples) else samples
 
 
-def network_input(samples: Tensor, coding: Coding | None, time_steps: int, *, accumulated: bool = False) -> Tensor:
+def network_input(samples: Tensor, coding: Coding | None, time_steps: int) -> Tensor:
     """What a network of this coding sees, `[T, N, C, H, W]`; None is that of a network that was trained as it is.
 
     An image stays the same for all T. Frames are given as they come where the mean of outputs decodes. Where
     their sum does, the first neuron follows its input, so each step is given the mean of the frames until then.
-
-    Args:
-        accumulated: give what it adds up to (the mean until then) also where the mean of outputs decodes.
 
     Raises:
         UsageError: if there are fewer frames than `time_steps`.
@@ -126,7 +123,7 @@ def network_input(samples: Tensor, coding: Coding | None, time_steps: int, *, ac
     if samples.shape[1] < time_steps:
         raise UsageError(f"the data have {samples.shape[1]} frames each, but {time_steps} time steps were asked for")
     x_seq = samples[:, :time_steps].transpose(0, 1)
-    if not accumulated and (coding is None or coding.readout == "mean"):
+    if coding is None or coding.readout == "mean":
         return x_seq
     counts = x_seq.new_tensor(range(1, time_steps + 1)).view(-1, 1, 1, 1, 1)
     return x_seq.cumsum(0) / counts

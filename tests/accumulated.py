@@ -59,6 +59,11 @@ def run_accumulated(
     return values[graph.output]
 
 
+def mean_so_far(x_seq: Tensor) -> Tensor:
+    """What frames `[T, N, C, H, W]` add up to where the mean decodes, and what they are given as where the sum does."""
+    return x_seq.cumsum(0) / _counts(x_seq)
+
+
 def _counts(x_seq: Tensor) -> Tensor:
     """1, 2, ... T, in a shape that broadcasts over `x_seq`."""
     counts = torch.arange(1, len(x_seq) + 1, dtype=x_seq.dtype, device=x_seq.device)
