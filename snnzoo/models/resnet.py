@@ -119,7 +119,7 @@ def make_stage(
     out_planes: int,
     blocks: int,
     stride: int,
-    shortcut: Callable[[int, int, int], nn.Module],
+    shortcut: Callable[[int, int, int], nn.Module] = projection,
 ) -> nn.Sequential:
     """Return `blocks` blocks of one width; the first one takes the stride, and a `shortcut` where shapes change."""
     changes = stride != 1 or in_planes != out_planes
