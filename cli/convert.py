@@ -264,10 +264,11 @@ def _report(
             "(unchecked here)",
             quiet,
         )
-    elif conversion.fit is not None:
+    if conversion.fit is not None:
         common.say(fit_line(conversion.fit), quiet)
-    elif images < FEW_IMAGES:
+    if 0 < images < FEW_IMAGES:
         common.say(f"only {images} calibration images: {FEW_IMAGES} or more make a better network", quiet)
-    common.say(_exits_line(conversion.exits, images), quiet)
+    if conversion.time_steps > 1:
+        common.say(_exits_line(conversion.exits, images), quiet)
     data = "digits" if calibration["source"] == "digits" else "DIR"
     common.say(f"wrote {output} ({result['size'] / 1e6:.1f} MB); next: snnzoo eval {output} --data {data}", quiet)

@@ -115,7 +115,7 @@ def test_every_field_of_an_entry_is_read(write):
     assert (entry.tag, entry.url, entry.sha256, entry.size) == ("resnet18.mine", GOOD["url"], "0123abcd", 44.7)
     assert (entry.layout, entry.num_classes, entry.metrics) == ("torchvision", 7, GOOD["metrics"])
     assert (entry.license, entry.source, entry.default) == ("MIT", "my own training", False)
-    assert entry.preprocess.to_dict() == GOOD["preprocess"]
+    assert entry.preprocess.to_dict() == {**GOOD["preprocess"], "order": "RGB"}
     assert entry.filename == "mine-0123abcd.pth"
 
 

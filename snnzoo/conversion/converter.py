@@ -24,7 +24,7 @@ from snnzoo.fit import check
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
 
-SEARCH_IMAGES = 16  # on which each of several codings is calibrated
+SEARCH_IMAGES = 32  # on which each of several codings is calibrated
 SEARCH_POSITIONS = 512  # of each channel, for that
 USUAL_SEARCHES = 3  # of the codings, until the best one is found
 
@@ -169,7 +169,7 @@ def convert_ann(
         input_shape=own.input_shape,
         **origin,
     )
-    if exit_images is not None:
+    if exit_images is not None and time_steps > 1:
         calibrate_exits(net, exit_images, batch_size=batch_size, progress=progress)
     return net
 

@@ -63,6 +63,8 @@ def calibrate_exits(
             f"exit rules take at least {FEWEST_IMAGES} held-back images, and 1,000 for a tolerance of 0.1 points; "
             f"got {len(images)}"
         )
+    if conversion.time_steps == 1:
+        raise UsageError("exit rules are for networks of more than one time step")
     if not all(0 < tolerance < 100 for tolerance in tolerances):
         raise UsageError(f"tolerances must be points between 0 and 100, got {list(tolerances)}")
     logits = _readouts(net, images, conversion.time_steps, batch_size, progress)

@@ -15,7 +15,7 @@ from snnzoo.codings.activations import Clamp
 from snnzoo.conversion.calibration import Site
 from snnzoo.errors import UsageError, suggestion
 
-FRACTIONS = tuple(1.1 * 0.87**i for i in range(18))  # of the largest activation: 1.1 down to 0.1
+FRACTIONS = (1.8, 1.4, *(1.1 * 0.87**i for i in range(18)))  # of the largest activation: from 1.8 down to 0.1
 COARSE_TO_FINE = ((-8, -4, 0, 4, 8), (-2, 2), (-1, 1))  # how far from the best place until then to look
 NEGLIGIBLE = 1e-5  # an error over the mean square of what a channel sends
 BIAS_PASSES = 3

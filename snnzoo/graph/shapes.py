@@ -35,7 +35,7 @@ def value_shapes(
         if value.ndim < 2 or len(value) != 2 or value.numel() > MOST_VALUES:
             raise ValueError(f"its value has shape {list(value.shape)}")
 
-    meta = {key: torch.empty_like(value, device="meta") for key, value in tensors.items()}
+    meta = {key: torch.empty(value.shape, dtype=value.dtype, device="meta") for key, value in tensors.items()}
     image = torch.empty((2, *input_shape), device="meta", dtype=_dtype(meta))
     try:
         with torch.no_grad():
