@@ -1,5 +1,6 @@
 """Exit rules: how they are chosen, kept in a file, and what the command line makes of them."""
 
+import dataclasses
 import json
 import sys
 
@@ -14,7 +15,7 @@ from snnzoo import conversion, prepare_for_inference
 from snnzoo.cli import main as cli
 from snnzoo.conversion import exits
 from snnzoo.data.preprocess import PRESETS
-from snnzoo.early_exit import NEVER, ExitRule
+from snnzoo.early_exit import NEVER, ExitRule, gap
 from snnzoo.errors import UsageError
 from snnzoo.evaluation import evaluate
 from snnzoo.evaluation.prediction import class_names
@@ -91,7 +92,12 @@ def net(resnet20):
     """Converted, with exit rules, and with those of one tolerance at which about half of the images leave early."""
     images = torch.randn(88, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     net = snnzoo.convert(resnet20, images[:24], time_steps=3, gamma=0.5, exit_images=images[24:])
-    net.conversion.exits = exits.choose_rules(exits._readouts(net, images[24:], 3, 64, None), (0.5, 60.0))
+    logits = exits._readouts(net, images[24:], 3, 64, None)
+    table = exits.choose_rules(logits, (0.5, 60.0))
+    rule = table.rule(60.0)
+    medians = tuple(gap(rule.readout(logits[t], t)).median().item() for t in range(2))
+    loose = dataclasses.replace(table.rules[1], thresholds=medians)
+    net.conversion.exits = dataclasses.replace(table, rules=(table.rules[0], loose))
     net.conversion.preprocess, net.conversion.classes = PRESETS["digits"], list("0123456789")
     return net
 
