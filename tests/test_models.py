@@ -15,6 +15,8 @@ from snnzoo.models import registry
 
 TORCHVISION = [name for name, spec in registry.MODELS.items() if spec.network == "ResNet"]
 CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+MODELS = [*TORCHVISION, *CIFAR]
+LARGE = ["resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
 
 def test_the_zoo_has_every_torchvision_resnet():
@@ -58,7 +60,7 @@ def test_initial_weights_equal_torchvisions_for_the_same_seed():
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("name", [*TORCHVISION, *CIFAR])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in MODELS])
 def test_step_by_step_equals_layer_by_layer(name):
     size = 32
     sequences = [torch.randn(3, 2, 3, size, size, dtype=torch.float64)]
