@@ -98,12 +98,12 @@ def fit_threshold(site: Site) -> Tensor:
     Of fractions whose errors are next to the same the one tried first is kept.
     """
     top = site.peak / site.coding.span(1)
-    fractions = top.new_tensor(FRACTIONS)
+    fractions = torch.tensor(FRACTIONS, dtype=top.dtype).to(top.device)
     negligible = NEGLIGIBLE * site.target.square().mean(0)
     best = torch.full_like(top, len(FRACTIONS) // 2, dtype=torch.long)  # places in FRACTIONS
     best_error = torch.full_like(top, torch.inf)
     for apart in COARSE_TO_FINE:
-        around = torch.tensor(apart, device=top.device).unsqueeze(1)
+        around = torch.tensor(apart).to(top.device).unsqueeze(1)
         places = (best + around).clamp(0, len(FRACTIONS) - 1)
         errors = site.errors(_capped(site, top * fractions[places]))
         for place, error in zip(places, errors, strict=True):
