@@ -1,6 +1,7 @@
 """Data that tests share. Everything that needs a network or a shared folder is made here or skipped."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,35 @@ def no_misfits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("snnzoo.fit.check.MISFIT", float("inf"))
         yield
+
+
+@pytest.fixture
+def run_command(monkeypatch, capfd, tmp_path):
+    """Run a command in this process, in an empty folder: exit code, standard output, standard error."""
+    from snnzoo.cli import main as cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (stop.value.code or 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def gpu():
+    """A stand-in for a GPU; there is none, and Triton's kernels run in its interpreter."""
+    from snnzoo.ops import backends
+    from standin import pretended_gpu
+
+    if backends.named("triton").unavailable() is not None or torch.cuda.is_available():
+        pytest.skip("needs Triton's interpreter")
+    with pretended_gpu() as gpu:
+        yield gpu
 
 
 @pytest.fixture(scope="session")

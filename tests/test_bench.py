@@ -11,7 +11,6 @@ import torchvision
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.cli import main as cli
 from snnzoo.inference import measure
 from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.models.factory import build
@@ -20,19 +19,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run `snnzoo bench` in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", "bench", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capfd.readouterr())
-
-    return run
+    return lambda *arguments: run_command("bench", *arguments)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -31,19 +31,9 @@ class Result:
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run a command in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return Result(stop.value.code or 0, *capfd.readouterr())
-
-    return run
+    return lambda *arguments: Result(*run_command(*arguments))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from torch import nn
 
 import snnzoo
 from helpers import shake_batch_norm
-from snnzoo.cli import main as cli
 from snnzoo.data.datasets import labelled_data
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError
@@ -46,20 +45,11 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capfd.readouterr()
-
-    return run
+    return run_command
 
 
 def counts(report):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.utils.data import TensorDataset
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo import conversion, prepare_for_inference
-from snnzoo.cli import main as cli
 from snnzoo.conversion import exits
 from snnzoo.data.preprocess import PRESETS
 from snnzoo.early_exit import NEVER, ExitRule, gap
@@ -213,19 +211,9 @@ def test_counts_of_early_exit_add_up_and_survive_a_file():
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run a command in this process, in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capfd.readouterr())
-
-    return run
+    return run_command
 
 
 def test_eval_shows_the_row_in_table_json_and_report(run, file, image_folder, tmp_path):

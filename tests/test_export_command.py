@@ -1,7 +1,5 @@
 """`snnzoo export`: files that other tools read, and what a mistake says."""
 
-import sys
-
 import nir
 import onnx
 import pytest
@@ -11,7 +9,6 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.cli import common
-from snnzoo.cli import main as cli
 from snnzoo.data.preprocess import Preprocess
 
 SMALL = Preprocess(16, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -31,15 +28,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
+def run(run_command):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", "export", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, capfd.readouterr().err
+        code, _, err = run_command("export", *arguments)
+        return code, err
 
     return run
 

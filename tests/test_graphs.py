@@ -11,16 +11,8 @@ from helpers import shake_batch_norm
 from snnzoo.errors import UsageError
 from snnzoo.inference import graphs
 from snnzoo.models.cifar_resnet import CifarResNet
-from snnzoo.ops import backends, use_backend
-from standin import Standin, pretended_gpu
-
-
-@pytest.fixture
-def gpu():
-    if backends.named("triton").unavailable() is not None or torch.cuda.is_available():
-        pytest.skip("needs Triton's interpreter")
-    with pretended_gpu() as gpu:
-        yield gpu
+from snnzoo.ops import use_backend
+from standin import Standin
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from torch import nn
 import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.checkpoints.download import DownloadError
-from snnzoo.cli import main as cli
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import CheckpointError, SnnzooError, UsageError
 from snnzoo.recognition.ann import ann_source
@@ -25,19 +24,14 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Run a command in this process, in an empty folder: its exit code, and what it said on standard error."""
-    monkeypatch.chdir(tmp_path)
+def run(run_command, monkeypatch):
+    """Run a command: its exit code, and what it said on standard error, beside which there is nothing."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["snnzoo", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
+        code, out, err = run_command(*arguments)
         assert out == ""
-        return stop.value.code or 0, err
+        return code, err
 
     return run
 

@@ -16,15 +16,7 @@ from snnzoo.data.preprocess import PRESETS
 from snnzoo.evaluation import evaluate
 from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.ops import backends
-from standin import Standin, pretended_gpu
-
-
-@pytest.fixture
-def gpu():
-    if backends.named("triton").unavailable() is not None or torch.cuda.is_available():
-        pytest.skip("needs Triton's interpreter")
-    with pretended_gpu() as gpu:
-        yield gpu
+from standin import Standin
 
 
 def small(neuron=nn.ReLU, classes=3):

@@ -50,6 +50,12 @@ def network(folder, channels=3, num_classes=10):
     torch.save(seeded(Akamaster, in_channels=channels, num_classes=num_classes).state_dict(), folder / "net.pth")
 
 
+def converted(folder, *options):
+    """Convert the folder's network, and return what the command says."""
+    files = ("--checkpoint", folder / "net.pth", "-o", folder / "snn.safetensors")
+    return command("convert", "resnet20", "--force-fit", "-T", 1, *files, *options)
+
+
 def seen(options, theirs, grey=False, channels=3):
     """A row's `run`: the images that a network was converted on, and what torchvision's transforms make of them.
 
@@ -62,17 +68,7 @@ def seen(options, theirs, grey=False, channels=3):
     def run(folder: Path):
         network(folder, channels)
         data = class_folders(folder / "data", grey=grey)
-        arguments = (
-            "--checkpoint",
-            folder / "net.pth",
-            "--calib-data",
-            data,
-            "-T",
-            1,
-            "-o",
-            folder / "snn.safetensors",
-        )
-        command("convert", "resnet20", "--force-fit", *arguments, *options)
+        converted(folder, "--calib-data", data, *options)
         net = snnzoo.load(folder / "snn.safetensors")
         actual = calibration_images(str(data), net.conversion.preprocess, 10)
         files = sorted(data.rglob("*.png"))
@@ -88,17 +84,7 @@ def told(options, text, channels=3, grey=False):
     def run(folder: Path):
         network(folder, channels)
         data = class_folders(folder / "data", grey=grey)
-        arguments = (
-            "--checkpoint",
-            folder / "net.pth",
-            "--calib-data",
-            data,
-            "-T",
-            1,
-            "-o",
-            folder / "snn.safetensors",
-        )
-        return True, text in command("convert", "resnet20", "--force-fit", *arguments, *options)
+        return True, text in converted(folder, "--calib-data", data, *options)
 
     return run
 
@@ -107,17 +93,7 @@ def numeric_folders(folder: Path):
     """Eleven folders of numbers: as text, 10 comes before 2; said, since `ImageFolder` has the same order."""
     network(folder, num_classes=11)
     data = class_folders(folder / "data", [str(i) for i in range(11)])
-    command(
-        "convert",
-        "resnet20",
-        "--force-fit",
-        "--checkpoint",
-        folder / "net.pth",
-        "-T",
-        1,
-        "-o",
-        folder / "snn.safetensors",
-    )
+    converted(folder)
     said = command("eval", folder / "snn.safetensors", "--data", data, "--device", "cpu", "--quiet")
     loud = command("eval", folder / "snn.safetensors", "--data", data, "--device", "cpu")
     return (0, 1), (
