@@ -78,7 +78,7 @@ def bench(
         raise UsageError("--neuron is for a checkpoint: say what it is of with --model")
     if model not in MODELS and not Path(model).is_file():
         if Path(model).suffix:
-            raise UsageError(f"{model}: no such file; make one with snnzoo convert")
+            common.check_converted(Path(model))
         model_spec(model)
     _check_exit(exit, data, model in MODELS or checkpoint_of is not None, time_steps, input_size)
     common.check_device_and_dtype(device, dtype)

@@ -167,6 +167,12 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def check_converted(file: Path) -> None:
+    """Refuse a converted file that is not there."""
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file; make one with snnzoo convert")
+
+
 def check_device_and_dtype(device: str, dtype: str) -> None:
     """Check the names, without importing torch."""
     check_choice("--dtype", dtype, DTYPES)

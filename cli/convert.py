@@ -118,14 +118,15 @@ def convert(
     origin.check_convertible(with_images=calib_data is not None)
     if frames and any(option is not None for option in (preprocess, resize, input_size, mean, std)):
         raise UsageError("--preprocess, --resize, --input-size, --mean and --std are for images: frames stay as is")
+    mean_and_std = common.parse_floats("--mean", mean), common.parse_floats("--std", std)
+    overrides = (input_size, *mean_and_std, common.parse_pixels("--resize", resize))
     settings = None
     if not frames:
         base = origin.preprocess if preprocess in (None, AUTO) else preset(preprocess)
         if preprocess == AUTO:
             _check_auto(calib_data, mean or std)
             base = base or Preprocess(DEFAULT_SIZE, DEFAULT_SIZE, *NORMALISATIONS["ImageNet"])
-        given_mean, given_std = common.parse_floats("--mean", mean), common.parse_floats("--std", std)
-        settings = override(base, input_size, given_mean, given_std, common.parse_pixels("--resize", resize))
+        settings = override(base, *overrides)
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     options = {name: value for name, value in given.items() if value is not None}
     automatic = recipe is None and time_steps is None and not options
@@ -150,7 +151,7 @@ def convert(
         if settings is not None:
             base = origin.preprocess_of(module)
             if preprocess in (None, AUTO) and base is not None and base != origin.preprocess:
-                settings = override(base, input_size, given_mean, given_std, common.parse_pixels("--resize", resize))
+                settings = override(base, *overrides)
                 notes.append("made for small images, which are prepared as those of CIFAR-10: see --preprocess")
             settings = for_channels(settings, first_channels(module), bool(mean or std), notes.append)
         images = exit_images = choice = found = None

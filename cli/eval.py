@@ -84,8 +84,7 @@ def evaluate(
     """
     steps = None if time_steps is None else common.parse_time_steps(time_steps)
     for file in files:
-        if not file.is_file():
-            raise UsageError(f"{file}: no such file; make one with snnzoo convert")
+        common.check_converted(file)
     folders = None if data == "digits" else check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
     trained = _trained_options(files, model, neuron, connect, layout, steps, report or plot)

@@ -55,8 +55,7 @@ def export(
       snnzoo export resnet20-snn.safetensors --format nir -o resnet20.nir
     """
     common.check_choice("--format", format, FORMATS)
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file; make one with snnzoo convert")
+    common.check_converted(file)
     if time_steps is not None and format == "nir":
         raise UsageError("--time-steps: a NIR graph takes one step at a time")
     common.check_time_steps(time_steps)

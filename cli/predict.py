@@ -13,7 +13,7 @@ from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
 from snnzoo.data.folders import samples_of
 from snnzoo.data.preprocess import MAX_PIXELS
-from snnzoo.errors import UsageError, printable
+from snnzoo.errors import printable
 
 if TYPE_CHECKING:
     from snnzoo.evaluation.prediction import Prediction
@@ -42,8 +42,7 @@ def predict(
       snnzoo predict resnet18-snn.safetensors photo.jpg
       snnzoo predict resnet18-snn.safetensors photos --exit 0.5 --json -
     """
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file; make one with snnzoo convert")
+    common.check_converted(file)
     samples = samples_of(images)
     common.check_device_and_dtype(device, dtype)
     check_outputs({"--json": json}, [file, *samples], force=force)

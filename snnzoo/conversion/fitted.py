@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -69,7 +70,7 @@ def fitted(
         SnnzooError: for a gross misfit.
     """
     decisions: list[Decision] = []
-    advice = ""
+    advice: Callable[[], str] | None = None
     if not has_frames(images) and is_trained(ann):
         rows = [row for row in ROWS if (open_preprocess if row.of_images else open_graph)]
         subject = Subject(ann.graph, ann.tensors(), images[spread(len(images))], preprocess)
@@ -78,14 +79,19 @@ def fitted(
             images = prepared_anew(images, preprocess, best.preprocess)
         preprocess, ann = best.preprocess, ann.with_graph(best.graph)
         if not open_preprocess:
-            _, others = best_fit(best, [row for row in ROWS if row.of_images])
-            better = [str(decision) for decision in others if decision.changed]
-            advice = f"--preprocess auto would take {' and '.join(better)}" if better else ""
+            advice = partial(_advice, best)
     if notify is not None:
         for line in lines(decisions):
             notify(line)
     fit = check_fit(ann, ann_input(images), force=force, advice=advice, notify=notify)
     return Fitted(ann, images, preprocess, fit, tuple(decisions))
+
+
+def _advice(subject: Subject) -> str:
+    """What preprocessing would fit better; nothing if the one that was given does."""
+    _, decisions = best_fit(subject, [row for row in ROWS if row.of_images])
+    better = [str(decision) for decision in decisions if decision.changed]
+    return f"--preprocess auto would take {' and '.join(better)}" if better else ""
 
 
 def lines(decisions: Iterable[Decision]) -> list[str]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from snnzoo.errors import SnnzooError, first_few
-from snnzoo.fit.statistics import Fit, measure_fit
-from snnzoo.graph.graph import Graph, Node
+from snnzoo.fit.statistics import Fit, measure_fit, normalisations
 from snnzoo.graph.network import GraphModule
 
 IMAGES = 64  # that are run
@@ -36,7 +35,7 @@ def check_weights(ann: GraphModule) -> None:
         raise SnnzooError(f"{first_few(bad)} hold NaN or infinite values: the weights are damaged")
     negative = [
         node.parameters["running_var"]
-        for node in _normalisations(graph)
+        for node in normalisations(graph)
         if bool((tensors[node.parameters["running_var"]] < 0).any())
     ]
     if negative:
@@ -45,7 +44,7 @@ def check_weights(ann: GraphModule) -> None:
 
 def is_trained(ann: GraphModule) -> bool:
     """Return False if every BN has mean 0 and variance 1 still, as one that no batch ever reached; True without BN."""
-    found, tensors = _normalisations(ann.graph), ann.tensors()
+    found, tensors = normalisations(ann.graph), ann.tensors()
     return not found or any(
         bool((tensors[node.parameters["running_mean"]] != 0).any())
         or bool((tensors[node.parameters["running_var"]] != 1).any())
@@ -77,7 +76,7 @@ def check_fit(
     images: Tensor,
     *,
     force: bool = False,
-    advice: str = "",
+    advice: Callable[[], str] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Fit | None:
     """Return how well a network's BN fits images, having said so where it does not.
@@ -85,7 +84,7 @@ def check_fit(
     Args:
         images: preprocessed, `[N, C, H, W]`; `IMAGES` of them are run, from all over.
         force: only say what would be refused otherwise.
-        advice: what would fit, for the end of the line.
+        advice: gives what would fit, for the end of a line that is said.
         notify: called with a line on what does not fit; if None, it is a Python warning.
 
     Raises:
@@ -102,7 +101,8 @@ def check_fit(
         line = f"{UNTRAINED}: whether the network fits its images cannot be told; are these the weights meant?"
     if line is None:
         return fit
-    line += advice and f"; {advice}"
+    better = advice() if advice is not None else ""
+    line += better and f"; {better}"
     gross = fit is not None and beyond(MISFIT, fit.mean, fit.images)
     if ann.by_position:
         line = f"its layers are known by their order and shapes alone, and {line}"
@@ -153,10 +153,6 @@ def misfit(fit: Fit) -> str | None:
         f"{fit.worst}; up to {limit:.2g} is usual on {fit.images} images); likely {causes}, images "
         "of another kind, or fine-tuning with frozen BN"
     )
-
-
-def _normalisations(graph: Graph) -> list[Node]:
-    return [node for node in graph if node.operation == "batch_norm"]
 
 
 def _warn(line: str) -> None:

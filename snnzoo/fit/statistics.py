@@ -87,18 +87,23 @@ class _Moments:
         return float(nats.mean().nan_to_num(MOST, MOST).clamp(0, MOST))
 
 
+def normalisations(graph: Graph) -> list[Node]:
+    """Return the BN of a network, in the order in which they run."""
+    return [node for node in graph if node.operation == "batch_norm"]
+
+
 def measure_fit(graph: Graph, tensors: Mapping[str, Tensor], images: Tensor, layers: int | None = None) -> Fit | None:
     """Return how well a network's BN fits `images [N, C, H, W]`, preprocessed; None if it has no BN.
 
     Args:
         layers: how many BN to measure, from the first, and so how much of the network is run; all if None.
     """
-    normalisations = [node for node in graph if node.operation == "batch_norm"][:layers]
-    if not normalisations:
+    measured = normalisations(graph)[:layers]
+    if not measured:
         return None
-    last = normalisations[-1]
+    last = measured[-1]
     graph = dataclasses.replace(graph, nodes=graph.nodes[: graph.nodes.index(last) + 1], output=last.name)
-    found = {node.name: (node, _Moments()) for node in normalisations}
+    found = {node.name: (node, _Moments()) for node in measured}
     reached: dict[str, list[_Moments]] = {}
     for node, moments in found.values():
         reached.setdefault(node.inputs[0], []).append(moments)

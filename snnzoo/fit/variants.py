@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from snnzoo.data.preprocess import NORMALISATIONS, Preprocess
+from snnzoo.fit.statistics import normalisations
 from snnzoo.graph.graph import Graph, Node
 from snnzoo.graph.operations import INPUT
 
@@ -167,10 +168,12 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
 def _inserted(subject: Subject, after: str, new: Node) -> Subject:
     """With a node behind that called `after`, between it and all that take it."""
     nodes: list[Node] = []
+    names: dict[str, str] = {}
     for node in subject.graph:
-        nodes.append(_renamed(node, {after: new.name}) if nodes and any(n.name == new.name for n in nodes) else node)
+        nodes.append(_renamed(node, names))
         if node.name == after:
             nodes.append(new)
+            names = {after: new.name}
     return subject.with_nodes(nodes)
 
 
@@ -320,19 +323,29 @@ def _anti_aliased(subject: Subject) -> Answers:
     return {"none": subject, "averages instead of strides": changed}
 
 
+_FUNCTIONS: dict[str, dict[str, Any]] = {
+    "ReLU6": {"name": "clamp", "minimum": 0.0, "maximum": 6.0},
+    "LeakyReLU(0.01)": {"name": "leaky_relu", "slope": 0.01},
+    "LeakyReLU(0.1)": {"name": "leaky_relu", "slope": 0.1},
+    "tanh": {"name": "tanh"},
+}
+
+
+def _with_functions(subject: Subject, nodes: Iterable[Node], *names: str) -> Answers:
+    """With each of some functions at activations."""
+    places = [node.name for node in nodes]
+    return {name: subject.settings({place: {"function": _FUNCTIONS[name]} for place in places}) for name in names}
+
+
+def _is_relu(node: Node) -> bool:
+    return bool(node.settings["function"]["name"] == "relu")
+
+
 def _activations(subject: Subject) -> Answers:
-    nodes = [node for node in subject.graph.neurons if node.settings["function"]["name"] == "relu"]
-    if len(nodes) < len(subject.graph.neurons):
+    nodes = subject.graph.neurons
+    if not all(map(_is_relu, nodes)):
         return {}
-    others = {
-        "ReLU6": {"name": "clamp", "minimum": 0.0, "maximum": 6.0},
-        "LeakyReLU(0.01)": {"name": "leaky_relu", "slope": 0.01},
-        "LeakyReLU(0.1)": {"name": "leaky_relu", "slope": 0.1},
-    }
-    return {"ReLU": subject} | {
-        name: subject.settings({node.name: {"function": function} for node in nodes})
-        for name, function in others.items()
-    }
+    return {"ReLU": subject, **_with_functions(subject, nodes, "ReLU6", "LeakyReLU(0.01)", "LeakyReLU(0.1)")}
 
 
 def _head_activations(subject: Subject) -> Answers:
@@ -340,23 +353,16 @@ def _head_activations(subject: Subject) -> Answers:
     graph = subject.graph
     head = [node for node in graph if node.name in graph.behind_readout]
     nodes = [node for node in head if node.is_activation and any(n.operation == "batch_norm" for n in head)]
-    if not nodes or any(node.settings["function"]["name"] != "relu" for node in nodes):
+    if not nodes or not all(map(_is_relu, nodes)):
         return {}
     without = subject
     for node in nodes:
         without = _without(without, node)
-    others: dict[str, dict[str, Any]] = {
-        "LeakyReLU(0.01)": {"name": "leaky_relu", "slope": 0.01},
-        "tanh": {"name": "tanh"},
-    }
-    return {"ReLU": subject, "none": without} | {
-        name: subject.settings({node.name: {"function": function} for node in nodes})
-        for name, function in others.items()
-    }
+    return {"ReLU": subject, "none": without, **_with_functions(subject, nodes, "LeakyReLU(0.01)", "tanh")}
 
 
 def _eps(subject: Subject) -> Answers:
-    nodes = [node for node in subject.graph if node.operation == "batch_norm"]
+    nodes = normalisations(subject.graph)
     own = nodes[0].settings["eps"] if nodes else 0.0
     if any(node.settings["eps"] != own for node in nodes):
         return {}
