@@ -96,7 +96,8 @@ class FoldedNetwork(SpikingNetwork):
         late = {key for node in self._behind_readout for key in node.parameters.values()}
         for key, value in self.tensors().items():
             if value.is_floating_point() and not any(key.startswith(f"{path}.") for path in self._paths):
-                value.data = value.data.to(precise if key in late else dtype)
+                cast = value.detach().to(precise if key in late else dtype)
+                self.plant(key, nn.Parameter(cast, False) if isinstance(value, nn.Parameter) else cast)
         for path in self._paths:
             self.neuron(path).to(precise)
         self.precise = precise
