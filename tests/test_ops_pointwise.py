@@ -142,6 +142,9 @@ def test_a_network_gives_its_logits_with_pairs_run_as_one(gpu, net, monkeypatch,
     # the one that does not round between convolution and neuron is no further from the network in float32
     assert (logits.cpu() - exact).norm() <= 1.1 * (plain(x_seq).cpu() - exact).norm() + 1e-3 * exact.norm()
     torch.testing.assert_close(fused.final(x_seq), logits[-1], rtol=1e-2, atol=1e-2)
+    recorded = prepare(fuse_pointwise=True, cuda_graph=True)
+    for _ in range(2):
+        assert torch.equal(recorded(x_seq), logits)
 
 
 def test_a_sequence_in_pieces_one_that_is_watched_and_other_backends_go_without(gpu, net, monkeypatch):
