@@ -96,9 +96,8 @@ class Site:
         at_once = 1 if self.activation.per_channel else max(1, VALUES_AT_ONCE // self.x_seq.numel())
         errors = []
         for some in v_thresholds.split(at_once):  # as more channels
-            result = self._run(
-                self.x_seq.repeat(1, 1, len(some)), some.flatten(), self._head_start(some.flatten()), "sum"
-            )
+            theta = some.flatten()
+            result = self._run(self.x_seq.repeat(1, 1, len(some)), theta, self._head_start(theta), "sum")
             decoded = self._decoded(result).unflatten(1, some.shape)
             errors.append((self.target.unsqueeze(1) - decoded).square().mean(0))
         return torch.cat(errors)

@@ -30,7 +30,7 @@ from torch import Tensor
 from snnzoo._version import __version__
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.export.check import Check, write_checked
+from snnzoo.export.check import Check, Open, Run, write_checked
 from snnzoo.export.host import Host
 from snnzoo.export.nir_builder import Builder
 from snnzoo.export.nir_run import NirNetwork
@@ -80,10 +80,9 @@ def write_nir(
 
     if time_steps is None:
         time_steps = net.conversion.time_steps if isinstance(net.conversion, Conversion) else 4
-    runs = nir_runner(
-        net, input_shape, time_steps, target=options.get("target", GENERIC), stem=options.get("stem", True)
-    )
-    return write_checked(Path(path), content, runs, net, images, time_steps, replace=replace)
+    read_as = {name: options[name] for name in ("target", "stem", "dt") if name in options}
+    opened = nir_runner(net, input_shape, time_steps, **read_as)
+    return write_checked(Path(path), content, opened, net, images, time_steps, replace=replace)
 
 
 def nir_runner(
@@ -93,12 +92,13 @@ def nir_runner(
     *,
     target: str | Target = GENERIC,
     stem: bool = True,
-) -> Any:
+    dt: float = DT,
+) -> Open:
     """Return `path -> (images [N, C, H, W] -> logits [T, N, classes])`, of files that `write_nir` wrote of `net`."""
     row = target if isinstance(target, Target) else target_named(target)
 
-    def opened(path: Path) -> Any:
-        reader = NirNetwork(nir.read(path), row, DT)
+    def opened(path: Path) -> Run:
+        reader = NirNetwork(nir.read(path), row, dt)
         network = as_graph(net, input_shape).cpu()
         host = Host(network, *_ends(network, row, stem))
         return lambda images: host.logits(reader(host.inputs(images, time_steps)))

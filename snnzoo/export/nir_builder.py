@@ -71,9 +71,7 @@ class Builder:
         shape = self.shapes[node.name]
         if node.operation == "add" and node.settings["alpha"] == 1 and inputs[0].shape == inputs[1].shape:
             if not self.target.sums:
-                raise self._cannot_here(
-                    node, "adds a shortcut", "a network without, such as a vgg with --option pool=avg"
-                )
+                raise self._cannot_here(node, "adds a shortcut", "a network without, such as a VGG of average pools")
             first, second = (self._whole(node, x) for x in inputs)
             self.signals[node.name] = Signal(shape, [*first.sources, *second.sources])
             return
@@ -143,8 +141,8 @@ class Builder:
         for source, target in self.edges:
             if isinstance(self.nodes[source], Draft) and not isinstance(self.nodes[target], (nir.IF, nir.LIF)):
                 raise SnnzooError(
-                    f"{source} leads to {target}, but on --target {self.target.name} weights lead to neurons alone: take "
-                    "another target, such as generic"
+                    f"{source} leads to {target}, but on --target {self.target.name} weights lead to neurons "
+                    "alone: take another target, such as generic"
                 )
 
     # -- Connections and weights ---------------------------------------------------------------------------------------
@@ -280,15 +278,13 @@ class Builder:
             padding = [0, 0]
         if kernel == [1, 1] and stride == [1, 1]:
             return x
-        name, settings_of_pool = (
-            self._name(node, "_pool" if node.operation == "mean" else ""),
-            (kernel, stride, padding),
-        )
+        name = self._name(node, "_pool" if node.operation == "mean" else "")
+        arguments = [np.array(sizes) for sizes in (kernel, stride, padding)]
         if self.target.pool == "avg":
-            return self._alike(name, x, nir.AvgPool2d(*map(np.array, settings_of_pool)), shape)
+            return self._alike(name, x, nir.AvgPool2d(*arguments), shape)
         if any(padding):
             raise self._cannot_here(node, "pads what it pools", "another target, such as generic")
-        y = self._alike(name, x, nir.SumPool2d(*map(np.array, settings_of_pool)), shape)
+        y = self._alike(name, x, nir.SumPool2d(*arguments), shape)
         self.spike_value[name] = self.spike_value[name] / (kernel[0] * kernel[1])
         return y
 

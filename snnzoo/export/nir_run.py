@@ -68,11 +68,8 @@ class NirNetwork:
         """A function of one step, with a state of its own."""
         if isinstance(node, (nir.IF, nir.LIF, nir.I, nir.LI)):
             return self._neuron(node)
-        values = {
-            key: self._tensor(getattr(node, key))
-            for key in ("weight", "bias", "scale", "threshold")
-            if hasattr(node, key)
-        }
+        keys = ("weight", "bias", "scale", "threshold")
+        values = {key: self._tensor(getattr(node, key)) for key in keys if hasattr(node, key)}
         if isinstance(node, (nir.Input, nir.Output)):
             return lambda x: x
         if isinstance(node, nir.Affine):

@@ -71,8 +71,8 @@ GENERIC = Target(
     "generic",
     "any reader of all of NIR's nodes",
     "nirtorch.nir_to_torch(graph, node_map)",
-    "NIR's equations with the time step 1e-4 s: r = 1 / dt of IF, tau = steps * dt of LIF. Soft resets are an integrator, "
-    "a threshold and a connection back that takes one step",
+    "NIR's equations with the time step 1e-4 s: r = 1 / dt of IF, tau = steps * dt of LIF. Soft resets are an "
+    "integrator, a threshold and a connection back that takes one step",
     leaks=True,
 )
 
@@ -93,8 +93,8 @@ _ROWS = (
         "snntorch",
         "snnTorch",
         "snntorch.import_nir.import_from_nir(graph)",
-        "IF is read with a leak of 10 % a step, so it is written as a LIF without one; it resets to zero, one threshold "
-        "a layer. Flatten takes the batch, too",
+        "IF is read with a leak of 10 % a step, so it is written as a LIF without one; it resets to zero, one "
+        "threshold a layer. Flatten takes the batch, too",
         neuron={"to_zero": True},
         if_as_lif=True,
         leaks=True,
@@ -118,7 +118,8 @@ _ROWS = (
         "spikingjelly",
         "SpikingJelly",
         "spikingjelly.activation_based.nir_exchange.import_from_nir(graph)",
-        "IF wants r = 1 / dt and one threshold a layer, and resets to a value; no I, Threshold or Scale, so no soft resets",
+        "IF wants r = 1 / dt and one threshold a layer, and resets to a value; no I, Threshold or Scale, "
+        "so no soft resets",
         neuron={"to_zero": True},
         leaks=True,
     ),
@@ -126,8 +127,8 @@ _ROWS = (
         "spyx",
         "Spyx",
         "spyx.nir.from_nir(graph, images, dt=1)",
-        "IF ignores r, resets by subtraction, and fires one step late. A chain of layers alone: no shortcuts, no average "
-        "pools, no dilation; channels come last, so that Flatten changes their order",
+        "IF ignores r, resets by subtraction, and fires one step late. A chain of layers alone: no shortcuts, no "
+        "average pools, no dilation; channels come last, so that Flatten changes their order",
         neuron={"late": True},
         unit_r=True,
         pool="sum",
