@@ -36,7 +36,7 @@ from snnzoo.codings import RELU, Delta, Plain, Rate, Signed
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError, UsageError
-from snnzoo.export.check import Check, Run, write_checked
+from snnzoo.export.check import ROUNDED, Check, Run, write_checked
 from snnzoo.export.integer_run import ONE, IntegerNetwork
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import SpikingNetwork
@@ -97,11 +97,13 @@ def write_integer(
         np.savez_compressed(written, **{**arrays, **traces, "graph": np.array(json.dumps(described))})
         return written.getvalue()
 
-    def opened(path: Path) -> Run:
-        with np.load(io.BytesIO(path.read_bytes())) as file:
-            return IntegerNetwork(dict(file)).logits
+    return write_checked(Path(path), content, open_integer, net, images, time_steps, replace=replace, bounds=ROUNDED)
 
-    return write_checked(Path(path), content, opened, net, images, time_steps, replace=replace)
+
+def open_integer(path: Path) -> Run:
+    """Return what runs a bundle."""
+    with np.load(io.BytesIO(path.read_bytes())) as file:
+        return IntegerNetwork(dict(file)).logits
 
 
 def to_integers(net: SpikingNetwork, input_shape: tuple[int, ...], time_steps: int) -> Arrays:
