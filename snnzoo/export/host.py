@@ -9,6 +9,7 @@ from snnzoo.functional import reset_net
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import SpikingNetwork, node_each_step
 from snnzoo.graph.operations import INPUT
+from snnzoo.graph.shapes import value_shapes
 
 
 class Host:
@@ -32,6 +33,8 @@ class Host:
         """Return the logits after each step, of what comes out of the graph: `[T, N, ...] -> [T, N, classes]`."""
         graph, y_seq = self.network.graph, outputs
         if self.end != graph.output:
+            shapes = value_shapes(graph, self.network.tensors(), self.network.input_shape, self.network.model_name)
+            y_seq = y_seq.reshape(*y_seq.shape[:2], *shapes[self.end])  # pixels there, none here
             worth = self._worth(graph[self.end], y_seq)
             values = {self.end: y_seq * worth}
             tensors = {key: value.to(y_seq.dtype) for key, value in self.network.tensors().items()}
@@ -48,7 +51,7 @@ class Host:
 
         def keep(node: Node, inputs: list[Tensor], value: Tensor) -> None:
             if node.name == self.start:
-                found[node.name] = value if node not in self.network.sites else value / self._worth(node, value)
+                found[node.name] = value / self._worth(node, value) if node in self.network.sites else value
 
         reset_net(self.network)
         self.network.run(x_seq.to(next(self.network.parameters()).dtype), keep)
