@@ -53,7 +53,8 @@ def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
     result = run("eval", "resnet18-snn.safetensors", "--data", "digits", "--limit", "200", "--json", "-")
     report = json.loads(result.out)
     assert set(report) == {
-        "file", "model", "recipe", "coding", "images", "device", "dtype", "ann", "results", "layers", "left_out", "fit"
+        "file", "model", "recipe", "coding", "data", "images", "device", "dtype",
+        "ann", "results", "layers", "left_out", "fit",
     }  # fmt: skip
     assert (report["model"], report["recipe"], report["images"]) == ("resnet18", "delta", 200)
     rows = report["results"]

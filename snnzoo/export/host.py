@@ -34,7 +34,8 @@ class Host:
         graph, y_seq = self.network.graph, outputs
         if self.end != graph.output:
             shapes = value_shapes(graph, self.network.tensors(), self.network.input_shape, self.network.model_name)
-            y_seq = y_seq.reshape(*y_seq.shape[:2], *shapes[self.end])  # pixels there, none here
+            if len(shapes[self.end]) == 1:
+                y_seq = y_seq.flatten(2)  # a graph may have kept pixels
             worth = self._worth(graph[self.end], y_seq)
             values = {self.end: y_seq * worth}
             tensors = {key: value.to(y_seq.dtype) for key, value in self.network.tensors().items()}
