@@ -85,7 +85,7 @@ class Bundle:
             values[node["name"]] = run(node, [values[i] for i in node["inputs"]], t)
         x, bias, weight = values[about["readout"]], own["output.bias"], own["output.weight"]
         total, sent = self.state.get("output", (0 * x, 0 * bias))
-        total, sent = self.grown(total) + x * ONE, self.grown(sent) + bias * goes_in
+        total, sent = self.grown(total) + x * 1024, self.grown(sent) + bias * goes_in
         self.state["output"] = total, sent
         logits = weighted(weight, total) + weighted(weight, x) * about["extrapolation"]
         return values, own["output.multiplier"] * logits + sent

@@ -96,6 +96,7 @@ def test_layers_of_other_geometries_come_near_the_network(recipe, tmp_path):
     net = snnzoo.convert(few_layers(), IMAGES, name, time_steps=8, **options)
     found = write_integer(net, tmp_path / "net.npz", 8, SHAPE, images=IMAGES)
     assert found.typical < 0.2
+    assert found.agreement >= 0.9
     assert_reader_reproduces(tmp_path / "net.npz")
     with np.load(tmp_path / "net.npz") as file:
         assert {file[key].dtype for key in file.files if key.endswith(".weight")} == {np.dtype(np.int8)}
@@ -156,6 +157,13 @@ def test_what_integers_cannot_express_is_named():
         SnnzooError, match="is upsample, which --format integer cannot express: export with --format onnx"
     ):
         to_integers(net, SHAPE, 2)
+
+
+def test_more_steps_than_64_bits_have_room_for_are_refused(tmp_path):
+    net = snnzoo.convert(few_layers(), IMAGES, "delta", time_steps=2, gamma=0.3)
+    with pytest.raises(SnnzooError, match=r"T=40 leaves the 64 bits of --format integer: give -T \d+ or fewer"):
+        write_integer(net, tmp_path / "net.npz", 40, SHAPE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_halves_are_rounded_up():

@@ -12,7 +12,7 @@ value's sum of weighted events, rescaled by a multiplier of the channel and a sh
     rate, plain:  v += drive;  s = v >= 2^16;  v -= s * 2^16, or 0
     signed:       s = 1 if v >= 2^16, -1 if v < 0 and c > 0, else 0;  v -= s * 2^16;  c += s
     delta:        m = grown(m) + drive;  o = grown(o);  s = clip(rounded(max(m, 0) - o, 16), -K, K);  o += s * 2^16
-    readout:      r = grown(r) + x * 2^16;  logits = multiplier * (W r) + b, b added up or grown, too
+    readout:      r = grown(r) + x * 2^10;  logits = multiplier * (W r) + b, b added up or grown, too
     grown(a) = rounded(a * growth, 16);  rounded(a, n) = (a + 2^(n - 1)) >> n
 
 `docs/integer_reader.py` reads and runs it with NumPy alone.
@@ -37,7 +37,7 @@ from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.export.check import ROUNDED, Check, Run, write_checked
-from snnzoo.export.integer_run import ONE, IntegerNetwork
+from snnzoo.export.integer_run import ONE, READOUT, IntegerNetwork
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.graph.operations import INPUT
@@ -47,6 +47,8 @@ from snnzoo.inference.network import FoldedNetwork
 FORMAT = "snnzoo-integer/1"
 LARGEST_WEIGHT, LARGEST_INPUT = 127, 32767
 MULTIPLIER_BITS = 15  # of a typical channel
+OUTPUT = 1 << 12  # the multiplier of the class of the largest weights
+LARGEST_POTENTIAL = 64 * ONE  # in units of its step that room is left for
 TRACED_IMAGES = 2
 CODINGS = (Rate, Plain, Signed, Delta)
 
@@ -164,15 +166,16 @@ class _Writer:
         if last.operation != "linear" or graph.behind_readout != {last.name}:
             raise self._cannot(last, "is not the one linear layer that integers have behind the readout")
         weight, scale = self._rounded(self.tensors[last.parameters["weight"]], self.unit[graph.decoded])
-        unit = scale.max() / ONE / ONE  # of a logit
+        unit = scale.max() / OUTPUT / READOUT  # of a logit
         bias = self.tensors.get(last.parameters.get("bias", ""), torch.zeros_like(scale))
         self.values |= {
             "output.weight": weight,
-            "output.multiplier": _whole(scale / scale.max() * ONE),
+            "output.multiplier": _whole(scale / scale.max() * OUTPUT),
             "output.bias": _whole(bias / unit),
             "output.scale": unit.numpy(),
         }
         growth = ONE if not isinstance(coding, Delta) else round(ONE / coding.gamma)
+        self._check_room(growth, time_steps)
         info = net.conversion
         described = {
             "format": FORMAT,
@@ -182,7 +185,7 @@ class _Writer:
             "bias_once": coding.bias_once,
             "start": round(ONE * getattr(coding, "v_init", 0.0)),
             "growth": growth,
-            "extrapolation": round(ONE * net.extrapolation),
+            "extrapolation": round(READOUT * net.extrapolation),
             "time_steps": time_steps,
             "input_shape": input_shape,
             "input_scale": self.unit[INPUT][0].item(),
@@ -192,6 +195,14 @@ class _Writer:
             "readout": graph.decoded,
         }
         return {**self.values, "graph": np.array(json.dumps(described))}
+
+    def _check_room(self, growth: int, time_steps: int) -> None:
+        """Raise a SnnzooError if what grows from step to step leaves 64 bits."""
+        biases = [abs(value).max() for key, value in self.values.items() if key.endswith(".bias")]
+        largest = max(LARGEST_POTENTIAL, *map(int, biases)) * growth
+        fits = next((t for t in range(time_steps) if largest * (growth / ONE) ** t >= 2**62), time_steps)
+        if fits < time_steps:
+            raise SnnzooError(f"T={time_steps} leaves the 64 bits of --format integer: give -T {max(fits, 1)} or fewer")
 
     def _cannot(self, node: Node, what: str) -> SnnzooError:
         return SnnzooError(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 BITS = 16
 ONE = 1 << BITS  # a threshold
+READOUT = 1 << 10  # an event, added up for the readout
 EXACT = 1 << 24  # up to which float32 holds all whole numbers
 
 State = dict[str, Tensor]
@@ -130,7 +131,7 @@ class IntegerNetwork:
 
     def _read_out(self, x: Tensor, state: State, t: int) -> Tensor:
         values, about = self.values, self.about
-        total = self._grown(state.get("readout", torch.zeros_like(x))) + x * ONE
+        total = self._grown(state.get("readout", torch.zeros_like(x))) + x * READOUT
         bias = values["output.bias"]
         if t > 0:
             bias = self._grown(state["bias"]) if about["bias_once"] else state["bias"] + bias
