@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import nir
 import pytest
@@ -302,3 +303,9 @@ def test_real_images_are_told_there_as_here_by_a_real_checkpoint(target, resnet2
 def test_the_input_of_a_whole_graph_is_the_image(ann, images):
     net = converted(ann, "spikingjelly")
     assert torch.equal(Host(net, INPUT, net.graph.output).inputs(images, 2), images.expand(2, *images.shape))
+
+
+def test_the_docs_say_what_every_reader_takes_for_granted():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text("utf-8")
+    for target in TARGETS.values():
+        assert f"| `{target.name}` | {target.assumes}. |" in page
