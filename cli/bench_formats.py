@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnzoo.cli import common
 from snnzoo.cli.export import input_shape
+from snnzoo.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,15 +59,16 @@ def _table(report: dict[str, Any]) -> Table:
     title += f"{report['threads']} threads"
     caption = "Agreement: images of the network's own class. safetensors: the file itself, in its fast form. nir and "
     caption += "integer run step by step, to verify them: their speed is not that of what they are made for."
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("format")
+    problems = [f"{row['format']}: {row['problem']}" for row in report["formats"] if row["problem"]]
+    shown = Text("\n".join(map(printable, [caption, *problems])))
+    table = Table(title=Text(printable(title)), caption=shown, title_justify="left", caption_justify="left")
+    table.add_column("format", no_wrap=True)
     for heading in ("MB", "ms an image", "agreement %", "logits differ by"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
     for row in report["formats"]:
         if row["problem"]:
-            table.add_row(row["format"], "-", "-", "-", "-", Text(row["problem"]))
+            table.add_row(row["format"], "-", "-", "-", "-")
             continue
         figures = f"{row['size'] / 1e6:.2f}", f"{row['ms_per_image']:.2f}", f"{100 * row['agreement']:.1f}"
-        table.add_row(row["format"], *figures, f"{row['difference']:.2g}", "")
+        table.add_row(row["format"], *figures, f"{row['difference']:.2g}")
     return table

@@ -232,14 +232,17 @@ def _tables(result: Mapping[str, Any], about: About) -> str:
 
 
 def _made(conversion: Conversion) -> str:
-    recipe = {
-        key: value for key, value in conversion.recipe.items() if not isinstance(value, dict) and value is not None
-    }
+    recipe = {key: value for key, value in conversion.recipe.items() if not isinstance(value, dict)}
+    calibration = dict(conversion.recipe.get("calibration", {}))
+    if calibration.get("source"):
+        calibration["source"] = "/".join(
+            PurePath(str(calibration["source"])).parts[-2:]
+        )  # not where it was, what it is
     facts = {
         "weights": conversion.source.get("weights") or conversion.source.get("file"),
         **{key: conversion.source.get(key) for key in ("url", "sha256")},
         **{f"recipe: {key}": value for key, value in recipe.items()},
-        **{f"calibration: {key}": value for key, value in conversion.recipe.get("calibration", {}).items()},
+        **{f"calibration: {key}": value for key, value in calibration.items()},
         **({} if conversion.preprocess is None else conversion.preprocess.to_dict()),
     }
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
