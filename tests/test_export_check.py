@@ -78,7 +78,7 @@ def test_figures_are_of_the_last_step():
     assert (result.agreement, result.difference, result.typical) == (0.75, 4.0, 0.0)
     assert not result.is_within(AS_IT_IS)
     assert result.is_within(ROUNDED)
-    assert not dataclasses.replace(result, typical=0.6).is_within(ROUNDED)
+    assert not dataclasses.replace(result, typical=1.1).is_within(ROUNDED)
 
 
 def test_logits_of_another_shape_are_an_error():

@@ -84,7 +84,7 @@ def test_a_missing_package_is_named_with_what_to_install(run, files, monkeypatch
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     code, err = run(files["delta"], "--format", "onnx")
     assert code == 2
-    assert "--format onnx needs onnx and onnxscript: pip install 'snnzoo[export]'" in err
+    assert "--format onnx needs onnx and onnxscript and onnxruntime: pip install 'snnzoo[export]'" in err
 
 
 def test_a_file_is_verified_and_the_result_is_json(run, files, tmp_path):

@@ -37,7 +37,7 @@ class Bounds:
 
 
 AS_IT_IS = Bounds(0.9, 0.25)
-ROUNDED = Bounds(0.75, 0.5)  # of weights of 8 bits
+ROUNDED = Bounds(0.75, 1.0)  # of weights of 8 bits
 
 
 @dataclass(frozen=True)
