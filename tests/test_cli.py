@@ -424,7 +424,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_there_is_a_command_for_each_file_of_the_command_line():
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 @pytest.mark.parametrize("command", COMMANDS)

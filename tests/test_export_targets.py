@@ -309,3 +309,12 @@ def test_the_docs_say_what_every_reader_takes_for_granted():
     page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text("utf-8")
     for target in TARGETS.values():
         assert f"| `{target.name}` | {target.assumes}. |" in page
+
+
+def test_a_dilation_that_a_reader_does_not_look_at_is_refused():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, dilation=2), nn.ReLU(), nn.AvgPool2d(12), nn.Flatten(), nn.Linear(4, 5)
+    ann = snnzoo.conversion.capture_ann(nn.Sequential(*layers).eval(), torch.rand(2, *SHAPE))
+    with pytest.raises(SnnzooError, match="0 is dilated, which --target spyx cannot express: take another target"):
+        check_target(ann, "spyx")
+    check_target(ann, "sinabs")

@@ -72,17 +72,22 @@ class Check:
 
 @torch.inference_mode()
 def expected_logits(net: SpikingNet | SpikingNetwork, images: Tensor, time_steps: int) -> Tensor:
-    """Return the network's own logits of `images [N, C, H, W]` after each step, `[T, N, classes]`.
-
-    A network that was trained as it is answers with the mean of its steps' until then.
-    """
+    """Return the network's own answers to `images [N, C, H, W]` after each step, `[T, N, classes]`: `answered`."""
     weight = next(net.parameters())
     reset_net(net)
     logits = net(images.to(weight).expand(time_steps, *images.shape))
     reset_net(net)
+    return answered(net, logits)
+
+
+def answered(net: SpikingNet | SpikingNetwork, logits: Tensor) -> Tensor:
+    """Return what a network has answered after each step, of the `logits [T, N, classes]` that it gives.
+
+    A converted network's are that; one that was trained as it is answers with the mean of its steps' until then.
+    """
     if isinstance(net.conversion, Conversion):
         return logits
-    return logits.cumsum(0) / torch.arange(1, time_steps + 1, dtype=logits.dtype).view(-1, 1, 1)
+    return logits.cumsum(0) / torch.arange(1, len(logits) + 1, dtype=logits.dtype).view(-1, 1, 1)
 
 
 @torch.inference_mode()
@@ -120,7 +125,7 @@ def write_checked(
 
     Args:
         content: the bytes of the file with some more metadata.
-        opened: makes a file runnable.
+        opened: makes a file runnable; it then gives the network's answers after each step.
         images: to run it on; None for no check.
         bounds: of what it gives.
 

@@ -194,7 +194,7 @@ class Builder:
         name, shape = self._name(node), self.shapes[node.name]
         if node.operation == "conv2d":
             conv = dict(node.settings)
-            if self.target.name == "spyx" and conv["dilation"] != [1, 1]:
+            if not self.target.dilates and conv["dilation"] != [1, 1]:
                 raise self._cannot_here(node, "is dilated", "another target, such as generic")
             return self._linear(name, conv, weight, bias, x, shape)
         if len(x.shape) == 1:

@@ -33,6 +33,7 @@ class Target:
         pool: "avg" or "sum", the kind of pool that it has.
         flattens: whether its Flatten leaves the batch, and the order of channels, as they are; otherwise a classifier
             is written as a convolution over the whole map.
+        dilates: whether it looks at a convolution's dilation.
         sums: whether several connections into one node add up in the same step.
         spikes_alone: whether spikes are all that goes in and comes out: the first neurons and what is behind the last
             are the host's.
@@ -49,6 +50,7 @@ class Target:
     input_decays: bool = False
     pool: str = "avg"
     flattens: bool = True
+    dilates: bool = True
     sums: bool = True
     spikes_alone: bool = False
 
@@ -133,6 +135,7 @@ _ROWS = (
         unit_r=True,
         pool="sum",
         flattens=False,
+        dilates=False,
         sums=False,
     ),
     Target(
@@ -145,6 +148,7 @@ _ROWS = (
         unit_r=True,
         pool="sum",
         flattens=False,
+        dilates=False,
         sums=False,
         spikes_alone=True,
     ),

@@ -16,7 +16,7 @@ from snnzoo import ops
 from snnzoo._version import __version__
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import UsageError
-from snnzoo.export.check import Check, Run, write_checked
+from snnzoo.export.check import Check, Open, Run, answered, write_checked
 from snnzoo.functional import reset_net
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.models.base import SpikingNet
@@ -90,7 +90,7 @@ def write_pt2(
         torch.export.save(program, archive, extra_files={**facts, **more})
         return archive.getvalue()
 
-    return write_checked(Path(path), content, open_pt2, net, images, time_steps, replace=replace)
+    return write_checked(Path(path), content, _answering(net, open_pt2), net, images, time_steps, replace=replace)
 
 
 def open_pt2(path: Path) -> Run:
@@ -134,7 +134,7 @@ def write_onnx(
             model.metadata_props.add(key=key, value=value)
         return model.SerializeToString()  # type: ignore[no-any-return]
 
-    return write_checked(Path(path), content, open_onnx, net, images, time_steps, replace=replace)
+    return write_checked(Path(path), content, _answering(net, open_onnx), net, images, time_steps, replace=replace)
 
 
 def open_onnx(path: Path) -> Run:
@@ -143,6 +143,16 @@ def open_onnx(path: Path) -> Run:
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.float().numpy()})[0])
+
+
+def _answering(net: SpikingNet | SpikingNetwork, opened: Open) -> Open:
+    """What makes a file runnable, and its logits the network's answers."""
+
+    def open_file(path: Path) -> Run:
+        run = opened(path)
+        return lambda images: answered(net, run(images))
+
+    return open_file
 
 
 def _name_batch(graph: Any) -> None:
