@@ -138,7 +138,17 @@ def test_results_of_another_network_are_refused(file):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "{}", '{"results": [{"top1": 1}]}', '{"results": []}', '{"evaluations": [{"results": 3}]}']
+    "text",
+    [
+        json.dumps({**RESULT, "results": [{**RESULT["results"][0], "top1": None}]}),
+        json.dumps({**RESULT, "ann": {"top1": "high"}}),
+        "",
+        "[1]",
+        "{}",
+        '{"results": [{"top1": 1}]}',
+        '{"results": []}',
+        '{"evaluations": [{"results": 3}]}',
+    ],
 )
 def test_a_file_without_results_is_refused(text, tmp_path):
     path = tmp_path / "r.json"

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from snnzoo._version import __version__
 from snnzoo.checkpoints.manifest import all_entries
 from snnzoo.checkpoints.output import atomic_output
+from snnzoo.checkpoints.schema import is_number
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import SnnzooError, UsageError, printable
 
@@ -58,10 +58,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def _is_result(result: Any) -> bool:
     if not isinstance(result, dict) or not isinstance(result.get("results"), list) or not result["results"]:
         return False
-    rows = [*result["results"], *([result["ann"]] if result.get("ann") else [])]
-    numbers = (row.get(key, 0) if isinstance(row, dict) else None for row in rows for key in (*_FIGURES, "agreement"))
-    complete = all(isinstance(row, dict) and set(_FIGURES) <= row.keys() for row in result["results"])
-    return complete and all(isinstance(n, (int, float)) or n is None for n in numbers)
+    rows, ann = result["results"], result.get("ann") or {}
+    if not isinstance(ann, dict) or not all(isinstance(row, dict) for row in rows):
+        return False
+    if any(row.get("agreement") is not None and not is_number(row["agreement"]) for row in rows):
+        return False
+    known = [ann[key] for key in (*_FIGURES, "multiply_accumulates") if key in ann]
+    return all(map(is_number, known)) and all(is_number(row.get(key)) for row in rows for key in _FIGURES)
 
 
 def results_of(conversion: Conversion, results: Iterable[Mapping[str, Any]], file: Path) -> list[Mapping[str, Any]]:
@@ -184,7 +187,7 @@ def _described(conversion: Conversion) -> str:
     how = f"calibrated on {images} images, without training" if images else "from the BN statistics, without images"
     classes = f" of {len(conversion.classes)} classes" if conversion.classes else ""
     return (
-        f"A spiking neural network{classes}: `{_text(conversion.model)}`, converted by snnzoo {__version__}, {how}. "
+        f"A spiking neural network{classes}: `{_text(conversion.model)}`, converted by snnzoo, {how}. "
         f"Its neurons send {conversion.coding.spikes}; it is made for {conversion.time_steps} time steps."
     )
 
