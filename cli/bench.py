@@ -9,6 +9,7 @@ import typer
 
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
+from snnzoo.cli.bench_formats import bench_formats
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.models.registry import MODELS, model_spec
 from snnzoo.recognition.snn import check_arguments, load_snn
@@ -48,8 +49,12 @@ def bench(
     ] = None,
     exit: common.ExitOption = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DIR|digits", help="With --exit: images to run, instead of random ones.")
+        str | None,
+        typer.Option(metavar="DIR|digits", help="With --exit or --formats: images to run, instead of random ones."),
     ] = None,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Of FILE: size, speed and agreement of each format of snnzoo export.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Turns to take the median of.")] = 5,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -69,6 +74,7 @@ def bench(
       snnzoo bench resnet18 -T 4 --batch-size 2
       snnzoo bench resnet18-snn.safetensors --device cuda --dtype float16 --json speed.json
       snnzoo bench resnet18-snn.safetensors --exit 0.5 --data imagenet/val --batch-size 64
+      snnzoo bench resnet18-snn.safetensors --formats --data imagenet/val --batch-size 32
       snnzoo bench sew18.pth --model sew_resnet18 --neuron plif -T 4
     """
     common.check_time_steps(time_steps)
@@ -80,6 +86,11 @@ def bench(
         if Path(model).suffix:
             common.check_converted(Path(model))
         model_spec(model)
+    if formats:
+        _check_formats(model, checkpoint_of, exit, input_size, device, dtype)
+        check_outputs({"--json": json}, [Path(model)], force=force)
+        bench_formats(Path(model), data, batch_size, time_steps, repeats, json, force, quiet)
+        return
     _check_exit(exit, data, model in MODELS or checkpoint_of is not None, time_steps, input_size)
     common.check_device_and_dtype(device, dtype)
     check_outputs({"--json": json}, [Path(model)], force=force)
@@ -133,12 +144,26 @@ def bench(
     console.print(_layer_table(report))
 
 
+def _check_formats(
+    model: str, checkpoint_of: str | None, exit: float | None, input_size: int | None, device: str, dtype: str
+) -> None:
+    """Raise a UsageError for what does not go together."""
+    if model in MODELS or checkpoint_of is not None:
+        raise UsageError("--formats is for files of snnzoo convert: give one")
+    if exit is not None or input_size is not None:
+        raise UsageError("--formats runs all steps of the file's own images: leave --exit and --input-size out")
+    if device not in ("auto", "cpu") or dtype != "float32":
+        raise UsageError("--formats runs files as they are, on the CPU: leave --device and --dtype out")
+
+
 def _check_exit(
     exit: float | None, data: str | None, without_rules: bool, time_steps: int | None, input_size: int | None
 ) -> None:
     """Raise a UsageError for what does not go together."""
     if (exit is None) != (data is None):
-        raise UsageError("--exit needs --data DIR, images to leave early on, and --data is for --exit: give both")
+        raise UsageError(
+            "--exit needs --data DIR, images to leave early on, and --data is for --exit and --formats: give both"
+        )
     if exit is not None and without_rules:
         raise UsageError("--exit: rules of early exit are in files of snnzoo convert: give one")
     if exit is not None and (time_steps or input_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,11 @@ from snnzoo.cli.tables import choice_table, fit_line, layer_table
 from snnzoo.data.folders import class_names, is_frames, list_samples
 from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError
+from snnzoo.export.targets import target_named
 from snnzoo.recognition.ann import ann_source
+
+if TYPE_CHECKING:
+    from snnzoo.export.for_target import TargetCost
 
 FEW_IMAGES = 64  # fewer than these are too few to choose steps and levels on
 
@@ -34,6 +38,14 @@ def convert(
         typer.Option(
             metavar="RECIPE",
             help="delta or differential (graded spikes, few steps), signed (ternary) or rate (binary, many steps).",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TARGET",
+            help="Instead of --recipe: the neurons that a reader of NIR has (snnzoo export --target), such as sinabs.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -106,6 +118,7 @@ def convert(
     Examples:
       snnzoo convert resnet18 --weights digits
       snnzoo convert resnet20 --checkpoint resnet20.th --calib-data cifar10/train --recipe rate -T 64
+      snnzoo convert vgg11 --option pool=avg --checkpoint vgg.pth --calib-data cifar10/train --for sinabs
       snnzoo convert timm:resnet50d.a1_in1k --calib-data imagenet/train
       snnzoo convert mynet.py:make_net --checkpoint mine.pth --preprocess cifar10 --calib-data DIR
     """
@@ -122,7 +135,8 @@ def convert(
     settings = None if frames else preparing.settings(origin.preprocess, with_images=calib_data is not None)
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     options = {name: value for name, value in given.items() if value is not None}
-    automatic = recipe is None and time_steps is None and not options
+    _check_for(target, recipe or levels, calib_data)
+    automatic = recipe is None and time_steps is None and not options and target is None
     _check_tolerance(tolerance, automatic, calib_data)
     common.check_device_and_dtype(device, "float32")
     check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
@@ -135,7 +149,12 @@ def convert(
     from snnzoo.data.datasets import calibration_images
     from snnzoo.data.loading import LeftOut
 
-    chosen = make_recipe(recipe or "delta", **options)
+    if target is None:
+        chosen = make_recipe(recipe or "delta", **options)
+    else:
+        from snnzoo.export.for_target import check_target, cost_of, recipe_for
+
+        chosen = recipe_for(target, **options)
     notes: list[str] = []
     left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
@@ -148,6 +167,8 @@ def convert(
             wanted = calib_samples + (2 * calib_samples if exit_samples is None else exit_samples)
             images = calibration_images(calib_data, settings, wanted, seed, max_pixels, progress, left_out)
         ann = conversion.capture_ann(module, images, origin.model, settings.size if settings else None, notes.append)
+        if target is not None:
+            check_target(ann, target)
         if images is not None:
             found = fitted(
                 ann,
@@ -178,10 +199,16 @@ def convert(
             source=origin.record(),
             fit=found and found.to_dict(),
         )
+        cost = None
+        if target is not None and images is not None:
+            info = net.conversion
+            assert isinstance(info, conversion.Conversion)
+            info.recipe["for"] = target
+            cost = cost_of(net, ann, images, exit_images, threshold)
     conversion.save(net, output, replace=force)
     for line in notes:
         common.say(line, quiet)
-    _report(net.conversion, left_out.names, output, json, force, quiet, verbose)
+    _report(net.conversion, left_out.names, output, cost, json, force, quiet, verbose)
 
 
 def _exits_line(exits: Any, images: int) -> str:
@@ -203,8 +230,26 @@ def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str |
         raise UsageError("--tolerance is judged on calibration images: give --calib-data DIR")
 
 
+def _check_for(target: str | None, given: str | int | None, calib_data: str | None) -> None:
+    if target is None:
+        return
+    target_named(target)
+    if given is not None:
+        raise UsageError("--for chooses the neurons: leave --recipe and --levels out")
+    if calib_data is None:
+        raise UsageError("--for fits neurons to images: give --calib-data DIR, a few hundred without labels")
+    common.check_installed(f"--for {target}", ("nir",), "export")
+
+
 def _report(
-    conversion: Any, left_out: list[str], output: Path, json: str | None, force: bool, quiet: bool, verbose: bool
+    conversion: Any,
+    left_out: list[str],
+    output: Path,
+    cost: TargetCost | None,
+    json: str | None,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     calibration = conversion.recipe["calibration"]
     result = {
@@ -219,6 +264,7 @@ def _report(
         "exits": conversion.exits and conversion.exits.to_dict(),
         "left_out": left_out,
         "fit": conversion.fit,
+        **({"for": cost.to_dict()} if cost else {}),
         "size": output.stat().st_size,
     }
     common.write_json(json, result, force)
@@ -246,6 +292,8 @@ def _report(
         common.say(fit_line(conversion.fit), quiet)
     if 0 < images < FEW_IMAGES:
         common.say(f"only {images} calibration images: {FEW_IMAGES} or more make a better network", quiet)
+    if cost is not None:
+        common.say(str(cost), quiet)
     if conversion.time_steps > 1:
         common.say(_exits_line(conversion.exits, images), quiet)
     data = "digits" if calibration["source"] == "digits" else "DIR"

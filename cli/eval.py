@@ -51,6 +51,9 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(metavar="OUT.html", help="Write a report: figures, tables, provenance.")
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="README.md", help="Write a model card of FILE, for a hub: snnzoo card.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Write a picture: .png, .svg or .pdf.")] = None,
     force_fit: Annotated[
         bool, typer.Option("--force-fit", help="Evaluate also on images that do not fit the network at all.")
@@ -79,6 +82,7 @@ def evaluate(
       snnzoo eval resnet18-snn.safetensors --data imagenet/val --time-steps 1,2,4,8 --json result.json
       snnzoo eval resnet18-snn.safetensors --data imagenet/val --exit 0.5
       snnzoo eval a.safetensors b.safetensors --data cifar10/test --report compare.html
+      snnzoo eval resnet18-snn.safetensors --data imagenet/val --card README.md
       snnzoo eval sew18.pth --model sew_resnet18 --neuron plif -T 4 --data imagenet/val
       torchrun --nproc-per-node 2 -m snnzoo.cli eval resnet18-snn.safetensors --data imagenet/val
     """
@@ -87,12 +91,14 @@ def evaluate(
         common.check_converted(file)
     folders = None if data == "digits" else check_class_folders(Path(data))
     common.check_device_and_dtype(device, dtype)
-    trained = _trained_options(files, model, neuron, connect, layout, steps, report or plot)
+    trained = _trained_options(files, model, neuron, connect, layout, steps, report or plot or card)
+    if card is not None and len(files) > 1:
+        raise UsageError("--card is of one network: give one FILE")
     if exit is not None and trained is not None:
         raise UsageError("--exit: rules of early exit are in converted files, a checkpoint has none: leave it out")
     rank = Rank.from_environment()
     if rank.is_first:
-        _check_outputs(files, json, report, plot, force)
+        _check_outputs(files, json, report, plot, card, force)
     quiet = quiet or not rank.is_first
     if folders is not None and numbers_out_of_order(folders):
         common.say(
@@ -133,6 +139,8 @@ def evaluate(
                 outputs.append(
                     lambda: results.write_report(report, results.converted(measured), figures(), force, quiet)
                 )
+            if card is not None:
+                outputs.append(lambda: results.write_card(card, measured, settings, force, quiet))
             if plot is not None:
                 outputs.append(lambda: results.write_plot(plot, figures(), force, quiet))
             if json != "-" and not quiet:
@@ -146,12 +154,14 @@ def evaluate(
         raise problem
 
 
-def _check_outputs(files: list[Path], json: str | None, report: Path | None, plot: Path | None, force: bool) -> None:
+def _check_outputs(
+    files: list[Path], json: str | None, report: Path | None, plot: Path | None, card: Path | None, force: bool
+) -> None:
     """Refuse outputs that could not be written, before any work is done."""
     for option, path in (("--report", report), ("--plot", plot)):
         if path is not None:
             common.check_installed(option, ("matplotlib",), "report")
-    check_outputs({"--json": json, "--report": report, "--plot": plot}, files, force=force)
+    check_outputs({"--json": json, "--report": report, "--plot": plot, "--card": card}, files, force=force)
     if plot is not None:
         common.check_choice("--plot: the suffix", plot.suffix.lower(), (".png", ".svg", ".pdf"))
 
@@ -179,6 +189,8 @@ def _trained_options(
     if steps is None:
         raise UsageError("--model: a checkpoint does not say how many time steps it was trained for: give -T")
     if pictured is not None:
-        raise UsageError(f"{pictured}: pictures and reports compare a network with its ANN, which this one has not")
+        raise UsageError(
+            f"{pictured}: pictures, reports and cards compare a network with its ANN, which this one has not"
+        )
     check_arguments(model, neuron, connect, layout)
     return {"model": model, "neuron": neuron, "connect": connect, "layout": layout}

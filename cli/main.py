@@ -13,6 +13,7 @@ import typer
 import snnzoo
 from snnzoo.cli import common
 from snnzoo.cli.bench import bench
+from snnzoo.cli.card import card
 from snnzoo.cli.convert import convert
 from snnzoo.cli.demo import demo
 from snnzoo.cli.download import download
@@ -40,6 +41,7 @@ app.command("convert")(convert)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("export")(export)
+app.command("card")(card)
 app.command("inspect")(inspect)
 app.command("remap")(remap)
 app.command("bench")(bench)

@@ -29,6 +29,7 @@ def as_json(measured: Results, settings: dict[str, str]) -> dict[str, Any]:
             "file": str(file),
             "model": info.model,
             **_made_of(info),
+            "data": settings["data"],
             "images": result.images,
             "device": settings["device"],
             "dtype": settings["dtype"],
@@ -101,6 +102,15 @@ def write_report(path: Path, measured: Converted, shown: list[Measured], force: 
 
     title = f"{measured[0][1].model}, {measured[0][1].coding}" if len(measured) == 1 else "Networks compared"
     html.write_report(shown, path, title, shlex.join(["snnzoo", *sys.argv[1:]]), replace=force)
+    common.say(f"wrote {path}", quiet)
+
+
+def write_card(path: Path, measured: Results, settings: dict[str, str], force: bool, quiet: bool) -> None:
+    """Write the model card of the one converted network and say so."""
+    from snnzoo.report import card
+
+    (file, info, _), *_ = converted(measured)
+    card.write_card(path, info, file, [as_json(measured, settings)], replace=force)
     common.say(f"wrote {path}", quiet)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from snnzoo.data import digits
 if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter; it must hear of it before its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("SNNZOO_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -103,6 +105,22 @@ def resnet20_checkpoint():
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(tmp_path_factory):
+    """Some of CIFAR-10 as JPEG files, where the shared folder is there: 300 images a class to train, 20 to test."""
+    archive = SHARED / "data" / "cifar10-jpeg.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"{archive} is not there")
+    folder, count = tmp_path_factory.mktemp("cifar"), Counter()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            place = Path(member.name).parent
+            if member.isfile() and count[place] < (300 if "train" in place.parts else 20):
+                count[place] += 1
+                tar.extract(member, folder, filter="data")
+    return next(folder.glob("**/train")).parent
 
 
 @pytest.fixture(scope="module")

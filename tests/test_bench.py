@@ -55,6 +55,7 @@ def test_bench_of_a_file_takes_its_time_steps_and_size(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["resnet18", "--formats"], "--formats is for files of snnzoo convert"),
         (["resnt18"], "unknown model 'resnt18': did you mean resnet18"),
         (["net.safetensors"], "net.safetensors: no such file; make one with snnzoo convert"),
         (["resnet18", "--dtype", "int3"], "--dtype must be one of"),
@@ -127,3 +128,21 @@ print(*(peak_memory(run, torch.device("cpu")) >> 20 for run in (one_after_the_ot
     alone, together = map(int, result.stdout.split())
     assert 40 < alone < 120
     assert together > 180
+
+
+def test_formats_of_a_file_are_a_table_and_json(run, tmp_path):
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AvgPool2d(6), torch.nn.Flatten(), torch.nn.Linear(4, 5)
+    net = snnzoo.convert(torch.nn.Sequential(*layers), torch.rand(8, 3, 8, 8), "signed", time_steps=3)
+    snnzoo.save(net, tmp_path / "net.safetensors")
+    code, out, err = run("net.safetensors", "--formats", "--repeats", 1)
+    assert code == 0, err
+    assert "T = 3, 8 images of noise, cpu" in out
+    assert "which is no binary IF" in " ".join(out.split())
+    code, out, err = run("net.safetensors", "--formats", "--repeats", 1, "--json", "-")
+    report = json.loads(out)
+    sizes = {row["format"]: row["size"] for row in report["formats"]}
+    assert sizes["safetensors"] == (tmp_path / "net.safetensors").stat().st_size
+    assert sizes["nir"] is None
+    code, _, err = run("net.safetensors", "--formats", "--dtype", "int8")
+    assert (code, "--formats runs files as they are" in err) == (2, True)

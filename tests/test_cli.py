@@ -53,7 +53,8 @@ def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
     result = run("eval", "resnet18-snn.safetensors", "--data", "digits", "--limit", "200", "--json", "-")
     report = json.loads(result.out)
     assert set(report) == {
-        "file", "model", "recipe", "coding", "images", "device", "dtype", "ann", "results", "layers", "left_out", "fit"
+        "file", "model", "recipe", "coding", "data", "images", "device", "dtype",
+        "ann", "results", "layers", "left_out", "fit",
     }  # fmt: skip
     assert (report["model"], report["recipe"], report["images"]) == ("resnet18", "delta", 200)
     rows = report["results"]
@@ -423,7 +424,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_there_is_a_command_for_each_file_of_the_command_line():
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 @pytest.mark.parametrize("command", COMMANDS)

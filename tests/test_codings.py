@@ -183,3 +183,59 @@ def test_a_cap_bounds_what_neurons_that_know_none_may_send():
         ConvertedNode(codings.Rate(), 1.5, activation=cap)
     with pytest.raises(UsageError, match=r"Signed stands for the relu and its caps only, not for silu"):
         ConvertedNode(codings.Signed(), 1.0, activation=activations.SiLU())
+
+
+PLAIN = {
+    "by subtraction": codings.Plain(),
+    "to zero": codings.Plain(to_zero=True),
+    "several at once, clipped": codings.Plain(most=7, clipped=True),
+    "late": codings.Plain(late=True),
+}
+
+
+def plain_by_hand(coding, inputs, theta):
+    """One neuron of the coding, in plain Python."""
+    v, sent = 0.0, []
+    for x in inputs:
+        if coding.late:
+            s = 1 if v >= theta else 0
+            v = v - s * theta + x
+        else:
+            v += x
+            s = 0
+            while v >= theta and s < coding.most:
+                s += 1
+                v = 0.0 if coding.to_zero else v - theta
+        if coding.clipped:
+            v = max(v, -theta)
+        sent.append(s * theta)
+    return sent
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_neurons_are_those_of_their_equations(kind):
+    coding, theta = PLAIN[kind], 0.75
+    x_seq = torch.randint(-12, 20, (15, 40), generator=torch.Generator().manual_seed(1)).double() / 16  # sums are exact
+    node = ConvertedNode(coding, theta, step_mode="m")
+    expected = [plain_by_hand(coding, column.tolist(), theta) for column in x_seq.T]
+    assert node(x_seq).T.tolist() == expected
+    assert coding.from_settings(coding.settings()) == coding == type(coding).from_numbers(coding.numbers())
+
+
+def test_half_a_threshold_is_spread_over_the_steps_of_neurons_that_start_from_zero():
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    images = torch.rand(8, 3, 8, 8, dtype=torch.float64)
+    for to_zero, share in ((False, 0.5), (True, 0.0)):
+        net = snnzoo.convert(ann, images, "plain", time_steps=10, to_zero=to_zero, bias_correction=False)
+        neuron = net.neuron(net.sites[0].path)
+        torch.testing.assert_close(neuron.bias, neuron.v_threshold * share / 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"most": 0}, "most must be from 1 to 127"), ({"most": 2, "to_zero": True}, "send at most one spike a step")],
+)
+def test_plain_neurons_that_there_are_not_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        codings.Plain(**settings)

@@ -107,6 +107,14 @@ def test_the_stem_takes_each_image_once_the_rest_each_image_and_step(onnx_file):
     assert batches == ["batch"] + ["2*batch"] * 18
 
 
+def test_a_network_to_train_is_checked_by_the_mean_of_its_steps(tmp_path):
+    torch.manual_seed(0)
+    net = shake_batch_norm(snnzoo.create_model("resnet20", neuron="if")).eval()
+    found = write_pt2(net, tmp_path / "net.pt2", 3, SHAPE, images=IMAGES)
+    assert (found.images, found.agreement) == (5, 1.0)
+    assert found.difference < 1e-4
+
+
 def test_less_than_one_step_is_an_error(net, tmp_path):
     with pytest.raises(UsageError, match="at least 1"):
         write_onnx(net, tmp_path / "net.onnx", 0, SHAPE)

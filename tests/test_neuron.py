@@ -62,7 +62,7 @@ def test_multi_step_equals_single_steps_bit_for_bit(kind, v_reset):
 @given(
     time_steps=st.integers(2, 12),
     cut=st.integers(1, 11),
-    coding=st.sampled_from(["if", "rate", "signed", "differential", "delta"]),
+    coding=st.sampled_from(["if", "rate", "plain", "signed", "differential", "delta"]),
     seed=st.integers(0, 2**31),
 )
 def test_state_carries_over_wherever_a_sequence_is_cut(time_steps, cut, coding, seed):

@@ -5,6 +5,7 @@ from snnzoo.codings.base import CODINGS, Coding, Step, coding_from_dict, registe
 from snnzoo.codings.delta import Delta
 from snnzoo.codings.differential import Differential
 from snnzoo.codings.integrate_and_fire import IF, LIF, Rate
+from snnzoo.codings.plain import Plain
 from snnzoo.codings.signed import Signed
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Coding",
     "Delta",
     "Differential",
+    "Plain",
     "Rate",
     "Signed",
     "Step",

@@ -34,6 +34,7 @@ class Coding(Registered):
         differentiable: whether autograd is to see its steps.
         any_activation: whether it can stand for any scalar function, not the relu and its caps alone.
         extrapolates: whether its last change foretells those to come, so that a readout may add some of it.
+        head_start: what a neuron is to have been given, in thresholds, by the last step: a part of its bias.
         default_time_steps: T that a network is made for unless told otherwise.
         spikes: what is sent, in words.
         event_bits: of an event's size, its sign not counted: 1 for binary and ternary spikes.
@@ -62,6 +63,10 @@ class Coding(Registered):
 
     def initial(self, theta: float | Tensor) -> float | Tensor:
         """Return the value of the first state before t = 0; the others are zero."""
+        return 0.0
+
+    @property
+    def head_start(self) -> float:
         return 0.0
 
     @property

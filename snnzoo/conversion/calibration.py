@@ -80,10 +80,15 @@ class Site:
 
     def parameters(self, v_threshold: Tensor, bias: Tensor | None = None) -> dict[str, Tensor]:
         """Return those of the neuron with this threshold and bias `[C]`."""
-        return {"v_threshold": v_threshold, "bias": torch.zeros_like(v_threshold) if bias is None else bias}
+        return {"v_threshold": v_threshold, "bias": self._head_start(v_threshold) + (0.0 if bias is None else bias)}
+
+    def _head_start(self, v_threshold: Tensor) -> Tensor:
+        """What the coding wants a neuron to have been given by the last step, as a part of its bias."""
+        return v_threshold * (self.coding.head_start / len(self.x_seq))
 
     def residual(self, v_threshold: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         """Return what the decoded output would lack: `[M, C]`."""
+        bias = bias + self._head_start(v_threshold)
         return self.target - self._decoded(self._run(self.x_seq, v_threshold, bias, "sum"))
 
     def errors(self, v_thresholds: Tensor) -> Tensor:
@@ -91,7 +96,8 @@ class Site:
         at_once = 1 if self.activation.per_channel else max(1, VALUES_AT_ONCE // self.x_seq.numel())
         errors = []
         for some in v_thresholds.split(at_once):  # as more channels
-            result = self._run(self.x_seq.repeat(1, 1, len(some)), some.flatten(), 0.0, "sum")
+            theta = some.flatten()
+            result = self._run(self.x_seq.repeat(1, 1, len(some)), theta, self._head_start(theta), "sum")
             decoded = self._decoded(result).unflatten(1, some.shape)
             errors.append((self.target.unsqueeze(1) - decoded).square().mean(0))
         return torch.cat(errors)

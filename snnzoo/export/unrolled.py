@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from snnzoo import ops
 from snnzoo._version import __version__
-from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.errors import UsageError
+from snnzoo.export.check import Check, Open, Run, answered, write_checked
 from snnzoo.functional import reset_net
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.models.base import SpikingNet
@@ -68,18 +68,35 @@ def write_pt2(
     input_shape: tuple[int, ...],
     *,
     replace: bool = True,
-) -> None:
+    images: Tensor | None = None,
+) -> Check | None:
     """Write `export_program` for `torch.export.load(path).module()`, with the facts of `metadata` as extra files.
+
+    Args:
+        images: `[N, C, H, W]`, on which the file is read back and run beside the network; None for no check.
+
+    Returns:
+        what the check found, which is in the file's metadata, too.
 
     Raises:
         UsageError: for T < 1.
-        SnnzooError: if the file cannot be written.
+        SnnzooError: if the file cannot be written, or does not compute what the network does.
     """
     program = export_program(net, time_steps, input_shape)
-    archive = io.BytesIO()  # torch would insist on the suffix, and has errors of its own for a full disk
-    torch.export.save(program, archive, extra_files=metadata(net, time_steps))
-    with atomic_output(Path(path), replace=replace) as temporary:
-        temporary.write_bytes(archive.getbuffer())
+    facts = metadata(net, time_steps)
+
+    def content(more: dict[str, str]) -> bytes:
+        archive = io.BytesIO()  # torch would insist on the suffix, and has errors of its own for a full disk
+        torch.export.save(program, archive, extra_files={**facts, **more})
+        return archive.getvalue()
+
+    return write_checked(Path(path), content, _answering(net, open_pt2), net, images, time_steps, replace=replace)
+
+
+def open_pt2(path: Path) -> Run:
+    """Return what runs a file of `write_pt2`."""
+    module = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return lambda images: module(images.float())
 
 
 def write_onnx(
@@ -89,12 +106,11 @@ def write_onnx(
     input_shape: tuple[int, ...],
     *,
     replace: bool = True,
-) -> None:
+    images: Tensor | None = None,
+) -> Check | None:
     """Write `export_program` as ONNX, `images [N, C, H, W]` to `logits [T, N, classes]`, metadata included.
 
-    Raises:
-        UsageError: for T < 1.
-        SnnzooError: if the file cannot be written.
+    Arguments, result and errors are those of `write_pt2`; the check runs in onnxruntime.
     """
     program = export_program(net, time_steps, input_shape)
     with warnings.catch_warnings():
@@ -110,10 +126,33 @@ def write_onnx(
         )
     model = converted.model_proto
     _name_batch(model.graph)
-    for key, value in metadata(net, time_steps).items():
-        model.metadata_props.add(key=key, value=value)
-    with atomic_output(Path(path), replace=replace) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+    facts = metadata(net, time_steps)
+
+    def content(more: dict[str, str]) -> bytes:
+        del model.metadata_props[:]
+        for key, value in {**facts, **more}.items():
+            model.metadata_props.add(key=key, value=value)
+        return model.SerializeToString()  # type: ignore[no-any-return]
+
+    return write_checked(Path(path), content, _answering(net, open_onnx), net, images, time_steps, replace=replace)
+
+
+def open_onnx(path: Path) -> Run:
+    """Return what runs a file of `write_onnx` in onnxruntime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.float().numpy()})[0])
+
+
+def _answering(net: SpikingNet | SpikingNetwork, opened: Open) -> Open:
+    """What makes a file runnable, and its logits the network's answers."""
+
+    def open_file(path: Path) -> Run:
+        run = opened(path)
+        return lambda images: answered(net, run(images))
+
+    return open_file
 
 
 def _name_batch(graph: Any) -> None:
