@@ -113,12 +113,12 @@ def choice_table(choice: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("T", "levels", "agreement %", "events per neuron"):
+    for heading in ("T", "levels", "agreement %", "events per neuron", "energy, x ANN"):
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("")
     for candidate in choice["candidates"]:
         mark = "<- chosen" if candidate == choice["chosen"] else ""
-        numbers = (f"{candidate['agreement']:.2f}", f"{candidate['events']:.2f}")
+        numbers = tuple(f"{candidate[name]:.2f}" for name in ("agreement", "events", "energy"))
         table.add_row(str(candidate["time_steps"]), str(candidate["levels"]), *numbers, mark)
     tolerance, held_back = choice["tolerance"], choice["held_back"]
     found = "the fewest steps, then levels," if choice["within"] else "none is, so this is the closest,"
