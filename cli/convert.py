@@ -136,7 +136,7 @@ def convert(
         settings = override(base, *overrides)
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     given["minimise"] = minimise
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     automatic = recipe is None and time_steps is None and not options
     _check_tolerance(tolerance, automatic or minimise is not None, calib_data)
     if minimise is not None and calib_data is None:

@@ -29,7 +29,7 @@ from snnzoo.graph.operations import INPUT
 from snnzoo.graph.run import run_node
 from snnzoo.progress import Progress
 
-MULTIPLIERS = tuple(2.0**-k for k in range(14, -2, -1))
+MULTIPLIERS = tuple(2.0 ** -(k / 2) for k in range(28, -3, -1))
 FIRST_MULTIPLIER = 2.0**-5
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 DEAD_ZONES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
@@ -171,7 +171,7 @@ def _largest_within(trade: Fewest, judged: Callable[[Fewest], Fewest]) -> Fewest
 
 def _next(low: int, high: int, within: bool) -> int:
     """Near the last place within, where there is one: multipliers of two rounds differ little."""
-    return min(low + 2, high - 1) if within and high == len(MULTIPLIERS) else (low + high) // 2
+    return min(low + 4, high - 1) if within and high == len(MULTIPLIERS) else (low + high) // 2
 
 
 def _start(recipe: Recipe) -> Coding:

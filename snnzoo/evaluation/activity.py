@@ -72,18 +72,23 @@ class Activity:
 
     def layer_counts(self, time_steps: int) -> list[LayerCounts]:
         """Return what one image takes of each layer in the first `time_steps`, for models of energy."""
-        return [
-            LayerCounts(
-                name,
-                dense,
-                name not in self.operations,
-                *self.sizes[name],
-                operations=self._per_image(self.operations, name, time_steps),
-                received=self._per_image(self.received, name, time_steps),
-                fires=name in self.fires,
+        found = []
+        for name, dense in self.dense.items():
+            weights, inputs, outputs = self.sizes[name]
+            found.append(
+                LayerCounts(
+                    name,
+                    dense,
+                    name not in self.operations,
+                    weights,
+                    inputs,
+                    outputs,
+                    self._per_image(self.operations, name, time_steps),
+                    self._per_image(self.received, name, time_steps),
+                    name in self.fires,
+                )
             )
-            for name, dense in self.dense.items()
-        ]
+        return found
 
     def _per_image(self, counts: Mapping[str, list[int]], name: str, time_steps: int) -> float:
         return sum(counts.get(name, [])[:time_steps]) / self.images

@@ -91,7 +91,7 @@ class Tally:
         )
 
     def evaluation(self, coding: Coding | None = None, with_ann: bool = True) -> Evaluation:
-        """Return the counts as rates, of a network of this coding, None if trained; `with_ann`: whether it has an ANN."""
+        """Return the counts as rates, of a network of this coding (None: trained), `with_ann` or without one."""
         images, activity = self.images, self.activity
         results = []
         for row, (t, speed) in enumerate(zip(self.time_steps, self.speeds, strict=True)):
