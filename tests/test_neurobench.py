@@ -16,7 +16,7 @@ benchmark = pytest.importorskip("neurobench.benchmarks", reason="neurobench is n
 from neurobench.metrics import static, workload  # noqa: E402
 from neurobench.models import NeuroBenchModel  # noqa: E402
 
-IMAGES = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.1
+IMAGES = torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(3)).double() + 0.1
 STATIC = [static.Footprint, static.ConnectionSparsity, static.ParameterCount]
 WORKLOAD = [workload.ActivationSparsity, workload.SynapticOperations, workload.MembraneUpdates]
 
@@ -46,6 +46,7 @@ class Neuron(snntorch.SpikingNeuron):
         self.neuron = [neuron]
         self.register_buffer("theta", neuron.v_threshold)
         self.register_buffer("bias", neuron.bias)
+        self.mem = torch.zeros(())  # before the first step; its value is not looked at
         self.start()
 
     def start(self):
@@ -142,7 +143,7 @@ class Harnessed(NeuroBenchModel):
 
 def harness(net, time_steps):
     """What NeuroBench itself measures, and the logits that it has seen."""
-    units = Units(FoldedNetwork(net).float(), time_steps).eval()
+    units = Units(FoldedNetwork(net), time_steps).eval()
     seen = []
     with torch.no_grad():
         loader = DataLoader(TensorDataset(IMAGES, torch.zeros(len(IMAGES))), batch_size=3)
@@ -157,14 +158,14 @@ def harness(net, time_steps):
 ], ids=["binary", "signed", "ternary", "graded", "powers of two"])  # fmt: skip
 def test_metrics_are_those_of_the_harness(recipe, options, time_steps):
     torch.manual_seed(0)
-    ann = Small().eval()
+    ann = Small().double().eval()
     net = snnzoo.convert(ann, IMAGES, recipe, time_steps, check_fit=False, **options)
     wanted, logits = harness(net, time_steps)
     x_seq = IMAGES.expand(time_steps, *IMAGES.shape)
     with torch.no_grad():
         torch.testing.assert_close(net(x_seq)[-1], logits, rtol=1e-4, atol=1e-4)  # it is the same network
     data = (IMAGES, torch.zeros(len(IMAGES), dtype=torch.long))
-    found = evaluate(net, ann, data, [time_steps], neurobench=True, batch_size=4, check_fit=False).neurobench
+    found = evaluate(net, ann, data, [time_steps], neurobench=True, check_fit=False, dtype=torch.float64).neurobench
     assert set(found) == set(wanted)
     ours, theirs = found.pop("SynapticOperations"), wanted.pop("SynapticOperations")
     assert found == pytest.approx(wanted, rel=1e-6)
@@ -179,7 +180,7 @@ def test_metrics_are_those_of_the_harness(recipe, options, time_steps):
 
 
 def test_metrics_are_left_out_unless_asked_for():
-    ann = Small().eval()
+    ann = Small().double().eval()
     net = snnzoo.convert(ann, IMAGES, "delta", 2, check_fit=False, gamma=0.5)
     result = evaluate(net, ann, (IMAGES, torch.zeros(6, dtype=torch.long)), [2], check_fit=False)
     assert result.neurobench is None
