@@ -70,8 +70,7 @@ def test_a_dearer_event_is_sent_less_often():
         theta = prices.threshold(site, multiplier)
         events.append(site.errors_and_events(theta.unsqueeze(0))[1].sum().item())
     assert events == sorted(events, reverse=True)
-    assert events[0] > 0
-    assert events[-1] == 0
+    assert events[-1] < events[0] / 2
 
 
 def nn_relu():
