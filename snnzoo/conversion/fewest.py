@@ -37,7 +37,7 @@ USUAL_DEAD_ZONE = 0.7
 ROUNDS = 2  # of choosing the coding, then the multiplier
 FRACTIONS = tuple(8 * 0.85**i for i in range(24))  # of the largest activation: from 8, which skips steps, down to 0.19
 FEW_IMAGES, FEW_POSITIONS = 32, 512  # on which codings are compared
-MORE_IMAGES, MORE_POSITIONS = 64, 1024  # on which a network is fitted that is judged
+MORE_IMAGES, MORE_POSITIONS = 64, 2048  # on which a network is fitted that is judged
 SLOPE_IMAGES, DIRECTIONS = 32, 4  # for the slopes of the logits
 
 
