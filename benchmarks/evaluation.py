@@ -68,7 +68,7 @@ def compare(model: str, size: int, options: argparse.Namespace) -> dict[str, Any
     torch.manual_seed(0)
     ann = build(model, neuron=nn.ReLU, step_mode="s", num_classes=CLASSES).eval()
     images = torch.randn(options.images, 3, size, size)
-    net = snnzoo.convert(ann, images[:16], levels=3, gamma=0.5, time_steps=options.time_steps)
+    net = snnzoo.convert(ann, images[:16], levels=3, gamma=0.5, time_steps=options.time_steps, check_fit=False)
     fast = snnzoo.prepare_for_inference(net)
     labels = torch.arange(options.images) % CLASSES
     workers = {"workers": options.workers} if options.workers else {}
@@ -81,7 +81,7 @@ def compare(model: str, size: int, options: argparse.Namespace) -> dict[str, Any
             fast(batch.expand(options.time_steps, *batch.shape))
 
     def evaluated(data: Any) -> None:
-        evaluate(net, ann, data, [options.time_steps], batch_size=options.batch_size, **workers)
+        evaluate(net, ann, data, [options.time_steps], batch_size=options.batch_size, check_fit=False, **workers)
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         files = jpeg_files(Path(folder), images)

@@ -107,6 +107,7 @@ def networks(folder: Path, data: dict[str, tuple[Tensor, Tensor, Preprocess]], r
         real = snnzoo.load_ann("resnet20", checkpoint=resnet20)
         found.append(Network("resnet20, published", real, images, preprocess, True))
     for name, (of, epochs) in TRAINED.items():
+        torch.manual_seed(0)
         images, labels, preprocess = data[of]
         file, net = folder / f"{name}-{of}.pth", build(name)
         if file.exists():

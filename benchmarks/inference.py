@@ -92,7 +92,7 @@ def compare(
     torch.manual_seed(0)
     images = torch.randn(options.batch_size, 3, options.size, options.size)
     ann, net = networks(model, time_steps, images)
-    delta_net = snnzoo.convert(ann, images, levels=3, gamma=0.5, time_steps=time_steps)
+    delta_net = snnzoo.convert(ann, images, levels=3, gamma=0.5, time_steps=time_steps, check_fit=False)
     images = images.to(device, options.dtype)
     fast, delta = (snnzoo.prepare_for_inference(n, dtype=options.dtype, device=device) for n in (net, delta_net))
     x_seq = images.expand(time_steps, *images.shape)
@@ -141,7 +141,7 @@ def networks(model: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Sp
     """torchvision's ANN with random weights where it has one, and its spiking network."""
     if model not in MODELS:
         ann = torchvision.models.get_model(model, num_classes=1000).eval()
-        return ann, snnzoo.convert(ann, images, "rate", time_steps=time_steps)
+        return ann, snnzoo.convert(ann, images, "rate", time_steps=time_steps, check_fit=False)
     ann = measure.torchvision_ann(build(model, neuron=nn.ReLU, step_mode="s").eval())
     net = build(model, neuron=snnzoo.neuron.IFNode).eval()
     net.load_state_dict(ann.state_dict())

@@ -9,13 +9,13 @@ import typer
 
 from snnzoo.checkpoints.output import check_outputs
 from snnzoo.cli import common
+from snnzoo.cli.preparing import Preparing
 from snnzoo.cli.tables import choice_table, fit_line, layer_table
 from snnzoo.data.folders import class_names, is_frames, list_samples
-from snnzoo.data.preprocess import MAX_PIXELS, NORMALISATIONS, Preprocess, for_channels, override, preset
+from snnzoo.data.preprocess import MAX_PIXELS
 from snnzoo.errors import UsageError
 from snnzoo.recognition.ann import ann_source
 
-AUTO, DEFAULT_SIZE = "auto", 224
 FEW_IMAGES = 64  # fewer than these are too few to choose steps and levels on
 
 
@@ -123,17 +123,10 @@ def convert(
     calib_data = calib_data or origin.calibration_source
     frames = calib_data not in (None, "digits") and is_frames(list_samples(Path(str(calib_data)))[0])
     origin.check_convertible(with_images=calib_data is not None)
-    if frames and any(option is not None for option in (preprocess, resize, input_size, mean, std)):
-        raise UsageError("--preprocess, --resize, --input-size, --mean and --std are for images: frames stay as is")
-    mean_and_std = common.parse_floats("--mean", mean), common.parse_floats("--std", std)
-    overrides = (input_size, *mean_and_std, common.parse_pixels("--resize", resize))
-    settings = None
-    if not frames:
-        base = origin.preprocess if preprocess in (None, AUTO) else preset(preprocess)
-        if preprocess == AUTO:
-            _check_auto(calib_data, mean or std)
-            base = base or Preprocess(DEFAULT_SIZE, DEFAULT_SIZE, *NORMALISATIONS["ImageNet"])
-        settings = override(base, *overrides)
+    preparing = Preparing.parsed(preprocess, input_size, mean, std, resize)
+    if frames:
+        preparing.refuse_for_frames()
+    settings = None if frames else preparing.settings(origin.preprocess, with_images=calib_data is not None)
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
     given["minimise"] = minimise
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -147,7 +140,6 @@ def convert(
     check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
 
     from snnzoo import conversion
-    from snnzoo.conversion.ann import first_channels
     from snnzoo.conversion.choice import TOLERANCE
     from snnzoo.conversion.exits import FEWEST_IMAGES
     from snnzoo.conversion.fitted import fitted
@@ -159,13 +151,10 @@ def convert(
     notes: list[str] = []
     left_out = LeftOut(notes.append)
     with common.progress_bars(quiet) as progress:
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
         module = origin.load(progress, notes.append).to(common.torch_device(device))
         if settings is not None:
-            base = origin.preprocess_of(module)
-            if preprocess in (None, AUTO) and base is not None and base != origin.preprocess:
-                settings = override(base, *overrides)
-                notes.append("made for small images, which are prepared as those of CIFAR-10: see --preprocess")
-            settings = for_channels(settings, first_channels(module), bool(mean or std), notes.append)
+            settings = preparing.settings_for(module, origin, settings, notes.append)
         images = exit_images = choice = found = None
         if calib_data is not None:
             wanted = calib_samples + (2 * calib_samples if exit_samples is None else exit_samples)
@@ -177,30 +166,25 @@ def convert(
                 images,
                 settings,
                 open_graph=checkpoint is not None and origin.by_keys,
-                open_preprocess=preprocess == AUTO or (checkpoint is not None and not (preprocess or mean or std)),
+                open_preprocess=preparing.is_auto or (checkpoint is not None and preparing.is_silent),
                 force=force_fit,
                 progress=progress,
                 notify=notes.append,
             )
             ann, settings = found.ann, found.preprocess
             images, exit_images = found.images[:calib_samples], found.images[calib_samples:]
-            if len(exit_images) < FEWEST_IMAGES:
-                exit_images = None
         if automatic and images is not None and len(images) >= FEW_IMAGES:
-            tolerance = TOLERANCE if tolerance is None else tolerance
-            choice = conversion.choose(ann, images, tolerance, batch_size=batch_size, seed=seed, progress=progress)
+            choice = conversion.choose(ann, images, TOLERANCE if tolerance is None else tolerance, **how)
             chosen, time_steps = choice.recipe, choice.time_steps
         net = conversion.convert_ann(
             ann,
             images,
             chosen,
             time_steps,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
+            **how,
             calibration_source=calib_data,
             choice=choice,
-            exit_images=exit_images,
+            exit_images=exit_images if exit_images is not None and len(exit_images) >= FEWEST_IMAGES else None,
             preprocess=settings,
             classes=origin.classes(ann.num_classes) or class_names(calib_data, ann.num_classes),
             source=origin.record(),
@@ -227,13 +211,6 @@ def _exits_line(exits: Any, images: int) -> str:
         return f"no rules of early exit: {why}"
     kept = ", ".join(f"{rule.mean_steps:.2f} for {rule.tolerance:g} points" for rule in exits.rules)
     return f"early exit, mean steps by tolerance on {exits.images} held-back images: {kept}"
-
-
-def _check_auto(calib_data: str | None, given: str | None) -> None:
-    if calib_data is None:
-        raise UsageError("--preprocess auto is judged by calibration images: give --calib-data DIR")
-    if given is not None:
-        raise UsageError("--preprocess auto finds mean and std: leave --mean and --std out")
 
 
 def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str | None) -> None:

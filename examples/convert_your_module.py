@@ -37,7 +37,7 @@ ann = Mine().eval()
 images = torch.rand(64, 3, 16, 16)  # yours: a few hundred of those that it was trained on, preprocessed
 
 # %% Converted without training; delta's neurons follow any activation
-snn = snnzoo.convert(ann, images, recipe="delta", levels=7, time_steps=4)
+snn = snnzoo.convert(ann, images, recipe="delta", levels=7, time_steps=4, check_fit=False)  # yours is trained
 for layer in snn.conversion.layers:
     print(f"{layer['site']:<12} {layer['channels']:>3} channels, error {layer['error']:.1e}")
 

@@ -22,9 +22,18 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(scope="session", autouse=True)
 def no_misfits():
     """Most networks of tests have BN statistics at random, far from those of any images: `test_fit` is on that."""
+    from snnzoo.fit import check
+
+    limit = check.MISFIT
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("snnzoo.fit.check.MISFIT", float("inf"))
-        yield
+        patch.setattr(check, "MISFIT", float("inf"))
+        yield limit
+
+
+@pytest.fixture
+def limits(no_misfits, monkeypatch):
+    """Those of the package."""
+    monkeypatch.setattr("snnzoo.fit.check.MISFIT", no_misfits)
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ class Launcher:
 @contextlib.contextmanager
 def pretended_gpu():
     """Let there be one CUDA device. Yields the `Gpu`."""
-    from snnzoo.ops import triton_launch
+    from snnzoo.ops import triton_kernels, triton_launch, triton_pointwise
 
     assert triton_launch.INTERPRETED
     gpu = Gpu()
@@ -286,9 +286,12 @@ def pretended_gpu():
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda self, *_: self))
         stack.enter_context(mock.patch.object(Recording, "pools_that_failed", []))
         stack.enter_context(mock.patch.object(triton_launch, "_block", lambda order, _: 1 << order.numel.bit_length()))
-        for name in ("forward_kernel", "backward_kernel"):
-            kernels = triton_launch.kernels
-            stack.enter_context(mock.patch.object(kernels, name, Launcher(getattr(kernels, name))))
+        for module, name in (
+            (triton_kernels, "forward_kernel"),
+            (triton_kernels, "backward_kernel"),
+            (triton_pointwise, "pointwise_kernel"),
+        ):
+            stack.enter_context(mock.patch.object(module, name, Launcher(getattr(module, name))))
         stack.enter_context(mock.patch.object(Gpu, "now", gpu))
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter that moves is a new one
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)

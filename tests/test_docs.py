@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("limits")  # users have them, too
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("**/*.md"))]
 FENCE = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("limits")  # users have them, too
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

@@ -21,15 +21,11 @@ from snnzoo.fit import Subject, best_fit, check, check_fit, measure_fit, search
 from snnzoo.fit.variants import ROWS, prepared_anew
 from snnzoo.graph.network import Ann
 
+pytestmark = pytest.mark.usefixtures("limits")
+
 GENERATOR = torch.Generator().manual_seed(0)
 OWN = Preprocess(16, 16, *NORMALISATIONS["CIFAR-10"])
 ROW = {row.name: row for row in ROWS}
-
-
-@pytest.fixture(autouse=True)
-def limits(monkeypatch):
-    """Those of the package: `conftest` lifts one for all other tests."""
-    monkeypatch.setattr(check, "MISFIT", 3.0)
 
 
 def colours(images):
@@ -252,12 +248,15 @@ def test_damaged_weights_are_refused_with_and_without_images(case, with_images, 
         snnzoo.convert(net, images, check_fit=False)
 
 
-def test_bn_that_was_never_trained_is_refused_data_free_and_said_with_images():
-    net = torchvision.models.resnet18(num_classes=4)
+def test_bn_that_was_never_trained_is_refused_with_and_without_images_unless_forced():
+    net, images = torchvision.models.resnet18(num_classes=4), torch.randn(2, 3, 32, 32)
     with pytest.raises(SnnzooError, match=r"never trained.*calibration images"):
         snnzoo.convert(net, None)
+    with pytest.raises(SnnzooError, match=r"never trained.*are these the weights meant.*--force-fit.*check_fit=False"):
+        snnzoo.convert(net, images)
     with pytest.warns(UserWarning, match="never trained"):
-        assert snnzoo.convert(net, torch.randn(2, 3, 32, 32), time_steps=1, gamma=0.5).conversion.fit is None
+        snn = snnzoo.convert(net, images, time_steps=1, gamma=0.5, check_fit=False)
+    assert snn.conversion.fit is None
 
 
 # -- What keys leave open ----------------------------------------------------------------------------------------------

@@ -165,14 +165,18 @@ def test_all_forms_agree_on_every_other_operation(recipe, tmp_path):
     assert_all_forms_agree(net, static(images, 4), tmp_path)
 
 
-# Some with random weights magnify the rounding of their own activations a hundredfold (mobilenet_v2): not those.
-FINE = "torchvision:resnet18 torchvision:squeezenet1_1 torchvision:mobilenet_v3_small timm:seresnet18 cifar_resnet18"
+QUICK = ["resnet18", "squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x0_5", "mobilenet_v3_small"]
+FAST = {*(f"torchvision:{name}" for name in QUICK), "timm:seresnet18", "cifar_resnet18", "pyramid", "lenet", "mlp"}
+# With random weights these magnify a change of their input 350 to 2,000 times (most others: 4 to 100 times).
+WITHIN = {"torchvision:inception_v3": 0.05, "torchvision:resnext101_64x4d": 0.02, "torchvision:resnet152": 0.1}
 
 
-@pytest.mark.parametrize("name", [*FINE.split(), "pyramid", "lenet", "mlp"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in NETWORKS])
 def test_logits_of_a_fine_coding_are_within_a_percent_of_the_anns(name):
     module, images = NETWORKS[name].build()
-    net = snnzoo.convert(module, images, "delta", 8, levels=127, gamma=0.5)
+    net = snnzoo.convert(module, images, "delta", 8, levels=127, gamma=0.4)
     with torch.no_grad():
         expected = module(images)
-        assert (net(static(images, 8))[-1] - expected).norm() <= 0.01 * expected.norm()
+        expected = getattr(expected, "logits", expected)
+        difference = net(static(images, 8))[-1] - expected
+        assert difference.norm() <= WITHIN.get(name, 0.01) * expected.norm()

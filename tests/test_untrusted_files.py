@@ -138,6 +138,17 @@ class Settings(dict):
         self.__dict__ = self
 
 
+class HistoryBuffer:
+    """As mmengine's: arrays, and functions by their names."""
+
+    def __init__(self):
+        self._log_history, self._count_history, self._max_length = np.array([0.5, 0.25]), np.array([1, 1]), 1_000_000
+        self._statistics_methods = collections.OrderedDict(mean=HistoryBuffer.mean)
+
+    def mean(self):
+        return self._log_history.mean()
+
+
 def beside():
     return {
         "numpy scalar": np.float64(91.25),
@@ -162,6 +173,7 @@ def beside():
         "counter": collections.Counter("aab"),
         "dict of any key": {(1, 2): 3, None: 4, Colour.RED: 5, torch.float32: 6, 1 << 80: 7, "\n": 8},
         "settings": Settings(lr=0.1, nested=Settings(a=1)),
+        "history": {"train/loss": HistoryBuffer()},
         "module": nn.Linear(2, 2),
         "optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1),
         "itself": itself(),

@@ -64,7 +64,7 @@ class IF(Coding):
 
     v_reset: float | None = 0.0
     v_init: float = 0.0
-    surrogate: Callable[[Tensor], Tensor] = ATAN
+    surrogate: Callable[[Tensor], Tensor] = dataclasses.field(default_factory=lambda: ATAN)  # for older torch.compile
     detach_reset: bool = False
     charge: Callable[[Tensor, Tensor], Tensor] | None = None
 

@@ -15,9 +15,11 @@ from snnzoo.codings.activations import Clamp
 from snnzoo.conversion.calibration import Site
 from snnzoo.errors import UsageError, suggestion
 
-FRACTIONS = (1.8, 1.4, *(1.1 * 0.87**i for i in range(18)))  # of the largest activation: from 1.8 down to 0.1
-COARSE_TO_FINE = ((-8, -4, 0, 4, 8), (-2, 2), (-1, 1))  # how far from the best place until then to look
-NEGLIGIBLE = 1e-5  # an error over the mean square of what a channel sends
+# Of the largest activation, from 235 down to 0.09: a neuron deep in a network has to follow what small errors before it
+# have grown to, which with a fine coding may be far more than it sends itself.
+FRACTIONS = tuple(1.2 * 0.86**i for i in (-35, -26, -17, -11, -6, -3, *range(18)))
+COARSE_TO_FINE = ((-5, 0, 5, 10, -10), (-2, 2), (-1, 1))  # how far from the best place until then to look
+NEGLIGIBLE = 1e-7  # an error over the mean square of what a channel sends
 BIAS_PASSES = 3
 LEAST_ANSWER = 0.25  # that outputs are taken to follow a change of the bias by
 BALANCE_PASSES = 30

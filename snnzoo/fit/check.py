@@ -88,22 +88,24 @@ def check_fit(
         notify: called with a line on what does not fit; if None, it is a Python warning.
 
     Raises:
-        SnnzooError: for damaged weights and a gross misfit; or any, where nothing but the order of layers tells the
-            network.
+        SnnzooError: for damaged weights, a gross misfit, and BN that was never trained; or any misfit, where nothing
+            but the order of layers tells the network.
     """
     notify = notify or _warn
     check_weights(ann)
-    fit = None
+    images = images[spread(len(images))]
+    fit, divergence = None, math.inf
     if is_trained(ann):
-        fit = measure_fit(ann.graph, ann.tensors(), images[spread(len(images))])
+        fit = measure_fit(ann.graph, ann.tensors(), images)
         line = None if fit is None else misfit(fit)
+        divergence = 0.0 if fit is None else fit.mean
     else:
-        line = f"{UNTRAINED}: whether the network fits its images cannot be told; are these the weights meant?"
+        line = f"{UNTRAINED}: are these the weights meant?"
     if line is None:
         return fit
     better = advice() if advice is not None else ""
     line += better and f"; {better}"
-    gross = fit is not None and beyond(MISFIT, fit.mean, fit.images)
+    gross = beyond(MISFIT, divergence, len(images))
     if ann.by_position:
         line = f"its layers are known by their order and shapes alone, and {line}"
     if (gross or ann.by_position) and not force:

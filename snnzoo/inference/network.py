@@ -12,6 +12,7 @@ from snnzoo.codings import Coding
 from snnzoo.errors import UsageError
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
+from snnzoo.graph.operations import INPUT
 from snnzoo.inference.folding import fold
 from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.threshold_node import ThresholdNode
@@ -48,8 +49,9 @@ class FoldedNetwork(SpikingNetwork):
             model_name=net.model_name,
             input_shape=net.input_shape,
         )
-        self._sums_suffice = False
+        self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
+        self._pointwise: dict[str, Node] = {}  # by neurons' names, the convolution that they run, and by its own
         self.eval().requires_grad_(False)
 
     def replace(self, node: Node, module: nn.Module) -> None:
@@ -59,6 +61,24 @@ class FoldedNetwork(SpikingNetwork):
     def replace_input(self, node: Node, place: int, module: nn.Module) -> None:
         """Let a node take one of its inputs through a stateless module."""
         self._replaced[f"{node.name}/{place}"] = module
+
+    def fuse_pointwise(self) -> None:
+        """Let neurons run the 1x1 convolutions before them (`ops.pointwise_neurons`), unless values are watched."""
+        graph = self.graph
+        for node in self.sites:
+            for name in node.inputs:
+                before = graph[name] if name != INPUT else node
+                if self._is_pointwise(before) and len(graph.consumers[name]) == 1 and name not in graph.before_neurons:
+                    self._pointwise[node.name] = self._pointwise[name] = before
+                    break
+
+    def _is_pointwise(self, node: Node) -> bool:
+        settings = {"stride": [1, 1], "padding": [0, 0], "groups": 1}
+        return (
+            node.operation == "conv2d"
+            and settings.items() <= node.settings.items()
+            and self.tensors()[node.parameters["weight"]].shape[2:] == (1, 1)
+        )
 
     def _converted(self, node: Node, place: int, x_seq: Tensor) -> Tensor:
         module = self._replaced.get(f"{node.name}/{place}")
@@ -76,7 +96,8 @@ class FoldedNetwork(SpikingNetwork):
         late = {key for node in self._behind_readout for key in node.parameters.values()}
         for key, value in self.tensors().items():
             if value.is_floating_point() and not any(key.startswith(f"{path}.") for path in self._paths):
-                value.data = value.data.to(precise if key in late else dtype)
+                cast = value.detach().to(precise if key in late else dtype)
+                self.plant(key, nn.Parameter(cast, False) if isinstance(value, nn.Parameter) else cast)
         for path in self._paths:
             self.neuron(path).to(precise)
         self.precise = precise
@@ -86,6 +107,7 @@ class FoldedNetwork(SpikingNetwork):
         return [node.path for node in self.sites]
 
     def signals(self, x_seq: Tensor, watch: Watch | None = None, known: Mapping[str, Tensor] = NOTHING) -> Tensor:
+        self._is_watched = watch is not None
         return super().signals(x_seq, watch, known).to(self.precise)
 
     def select(self, chosen: Tensor) -> None:
@@ -104,13 +126,20 @@ class FoldedNetwork(SpikingNetwork):
             inputs = [x.mean(0, keepdim=True) for x in inputs]
         if node.name in self._replaced:
             return each_step(self._replaced[node.name], inputs)
+        convolution = None if self._is_watched else self._pointwise.get(node.name)
+        if convolution is node:
+            return inputs[0]  # the neuron behind it will run it
         if node.name not in self._sites:
             return super()._run_node(node, tensors, inputs)
-        neuron = self.neuron(node.path)
+        neuron, weight = self.neuron(node.path), None
+        if convolution is not None:
+            weight = tensors[convolution.parameters["weight"]]
+            if node.inputs[0] != convolution.name:
+                inputs.reverse()
         residual = inputs[1] if len(inputs) > 1 else None
         if not (self._sums_suffice and node.name in self.graph.behind_neurons):
-            return neuron(inputs[0], residual)  # type: ignore[no-any-return]
-        total: Tensor = neuron(inputs[0], residual, output="sum").unsqueeze(0)
+            return neuron(inputs[0], residual, pointwise=weight)  # type: ignore[no-any-return]
+        total: Tensor = neuron(inputs[0], residual, output="sum", pointwise=weight).unsqueeze(0)
         return total if self._adds_up else total / len(inputs[0])
 
     def _is_summed(self, node: Node) -> bool:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from snnzoo import ops
 from snnzoo.codings import RELU, Coding
-from snnzoo.graph.network import is_static
+from snnzoo.graph.network import each_step, is_static
 from snnzoo.ops.reference import channel_view
+from snnzoo.ops.spec import Arguments
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -61,8 +63,26 @@ class FoldedNeuron(nn.Module):
         self.state: tuple[Tensor, ...] | None = None
         self.t = self.steps = 0
 
-    def forward(self, x_seq: Tensor, residual: Tensor | None = None, output: str = "sequence") -> Tensor:
-        """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`."""
+    def forward(
+        self,
+        x_seq: Tensor,
+        residual: Tensor | None = None,
+        output: str = "sequence",
+        pointwise: Tensor | None = None,
+    ) -> Tensor:
+        """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`.
+
+        Args:
+            x_seq: input; with `pointwise`, that of the convolution.
+            residual: a second one, added to the first.
+            output: "sequence" or "sum".
+            pointwise: the weight of a 1x1 convolution before it, `[C, channels in, 1, 1]`, which it then runs, too.
+        """
+        if pointwise is not None:
+            outputs = self._with_pointwise(x_seq, pointwise, residual, output)
+            if outputs is not None:
+                return outputs
+            x_seq = each_step(lambda x: F.conv2d(x, pointwise), [x_seq])
         result = ops.multi_step_neuron(
             x_seq,
             self.coding,
@@ -87,6 +107,29 @@ class FoldedNeuron(nn.Module):
         self.t += self.steps
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
+        return outputs
+
+    def _with_pointwise(self, x_seq: Tensor, weight: Tensor, residual: Tensor | None, output: str) -> Tensor | None:
+        """The outputs behind a convolution from one kernel; None where it does not take them."""
+        if self.sends_counts or self.counts_events or is_static(x_seq):
+            return None
+        arguments = Arguments(
+            self.v_threshold,
+            self.bias,
+            residual,
+            self.state,
+            self.t,
+            output,
+            self.scaled,
+            x_seq.dtype,
+            self.keeps_state,
+            self.activation,
+            self.absolute,
+        )
+        outputs = ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
+        if outputs is not None:
+            self.steps = len(x_seq)
+            self.t += self.steps
         return outputs
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:

@@ -2,6 +2,7 @@
 
 from snnzoo.ops.backends import use_backend
 from snnzoo.ops.dispatch import multi_step_neuron
+from snnzoo.ops.pointwise import pointwise_neurons
 from snnzoo.ops.spec import NeuronOutput, count_events, state_dtype
 
-__all__ = ["NeuronOutput", "count_events", "multi_step_neuron", "state_dtype", "use_backend"]
+__all__ = ["NeuronOutput", "count_events", "multi_step_neuron", "pointwise_neurons", "state_dtype", "use_backend"]

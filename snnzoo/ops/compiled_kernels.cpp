@@ -36,12 +36,12 @@ struct Call {
 
 namespace {
 
-constexpr int64_t TILE = 1024;
+constexpr int64_t TILE = 512;  // all arrays of a tile fit the first cache
 constexpr int64_t BLOCK = 64;  // elements that are computed while as many are on their way from memory
 constexpr int64_t LINE = 64 / sizeof(T);
 
 struct alignas(64) Tile {
-    T theta[TILE], bias[TILE], zeros[TILE], state[2][TILE], output[TILE], spare[TILE], total[TILE];
+    T theta[TILE], bias[TILE], zeros[TILE], state[2][TILE], output[TILE], total[TILE];
 };
 
 // Activations: f(m), operation by operation as in PyTorch.
@@ -91,6 +91,7 @@ struct LeakWithInput {
 
 template <class Charging>
 struct SoftReset {
+    static constexpr int STATES = 1;
     Charging charged;
 
     T operator()(T x, T theta, T, T &v, T &, T &count) const {
@@ -104,6 +105,7 @@ struct SoftReset {
 
 template <class Charging>
 struct HardReset {
+    static constexpr int STATES = 1;
     Charging charged;
     T v_reset;
 
@@ -116,6 +118,8 @@ struct HardReset {
 };
 
 struct Signed {
+    static constexpr int STATES = 2;
+
     T operator()(T x, T theta, T, T &v, T &c, T &count) const {
         const T h = v + x;
         count = T(h >= theta) - T((h < 0) & (c > 0));
@@ -128,6 +132,7 @@ struct Signed {
 
 template <class Activation>
 struct Delta {
+    static constexpr int STATES = 2;
     Activation activation;
     T levels, dead_zone;
 
@@ -147,6 +152,7 @@ struct Delta {
 // 1.5 or more: adding half a mantissa carries into the exponent just then.
 template <class Activation>
 struct Differential {
+    static constexpr int STATES = 2;
     Activation activation;
     T smallest;
 
@@ -230,7 +236,7 @@ void finish(const Call &call, const Tile &tile, int64_t start, int64_t length) {
     if (call.total) std::copy_n(tile.total, length, call.total + start);
 }
 
-template <class Neuron>
+template <bool SENDS_COUNTS, class Neuron>
 void run_step(const Call &call, Neuron neuron, Tile &tile, int64_t *events, int64_t t, int64_t start, int64_t length) {
     const bool is_last = t + 1 == call.time_steps, writes = call.sequence && !call.is_int8;
     const T spike_value = call.spike_values[t], *theta = tile.theta;
@@ -239,8 +245,7 @@ void run_step(const Call &call, Neuron neuron, Tile &tile, int64_t *events, int6
     const T *before = call.forgets ? tile.zeros : tile.state[0];
     const T *bias = t < call.biased_steps ? tile.bias : tile.zeros;
     T *y = writes ? static_cast<T *>(call.sequence) + t * call.sequence_stride + start : tile.output;
-    T *values = tile.spare, *counts = y, *first = tile.state[0], *second = tile.state[1];
-    if (call.scaled && !(call.sequence && call.is_int8)) std::swap(values, counts);
+    T *first = tile.state[0], *second = tile.state[1];
     // from here to what the next call works on: the next step, or the next tile's first
     const int64_t x_ahead = is_last ? length - t * call.x_stride : call.x_stride;
     const int64_t residual_ahead = is_last ? length - t * call.residual_stride : call.residual_stride;
@@ -252,11 +257,11 @@ void run_step(const Call &call, Neuron neuron, Tile &tile, int64_t *events, int6
         for (int64_t i = block; writes && i < end; i += LINE) __builtin_prefetch(y + y_ahead + i, 1);
 #pragma omp simd
         for (int64_t i = block; i < end; i++) {
-            T count, a = before[i], b = second[i];
-            values[i] = neuron(x[i] + residual[i] + bias[i], theta[i], spike_value, a, b, count);
-            counts[i] = count;
+            T count, a = before[i], b = Neuron::STATES > 1 ? second[i] : 0;
+            const T value = neuron(x[i] + residual[i] + bias[i], theta[i], spike_value, a, b, count);
+            y[i] = SENDS_COUNTS ? count : value;
             first[i] = a;
-            second[i] = b;
+            if (Neuron::STATES > 1) second[i] = b;
         }
     }
     keep(call, tile, y, events, t, start, length);
@@ -264,6 +269,8 @@ void run_step(const Call &call, Neuron neuron, Tile &tile, int64_t *events, int6
 
 template <class Neuron>
 void run(const Call &call, const Neuron &neuron) {
+    const bool sends_counts = !call.scaled || (call.sequence && call.is_int8);
+    const auto step = sends_counts ? run_step<true, Neuron> : run_step<false, Neuron>;
 #pragma omp parallel num_threads(call.threads)
     {
         Tile tile;
@@ -274,7 +281,7 @@ void run(const Call &call, const Neuron &neuron) {
             const int64_t length = std::min(TILE, call.elements - start);
             begin(call, tile, start, length);
             for (int64_t t = 0; t < call.time_steps; t++)
-                run_step(call, neuron, tile, call.events ? events.data() : nullptr, t, start, length);
+                step(call, neuron, tile, call.events ? events.data() : nullptr, t, start, length);
             finish(call, tile, start, length);
         }
 #pragma omp critical

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -61,7 +61,7 @@ class Arguments:
     scaled: bool
     out_dtype: torch.dtype
     keep_state: bool
-    activation: Activation = RELU
+    activation: Activation = field(default_factory=lambda: RELU)  # older torch.compile knows no object as a default
     absolute: bool = False
     out: Tensor | None = None
     counts_events: bool = False

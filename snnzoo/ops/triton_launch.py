@@ -73,7 +73,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
     sequence = _flat(order, result.sequence)
     (before_0, before_1), (after_0, after_1) = flat.state, _pair(result.state)
-    with _device_of(x_seq):
+    with device_of(x_seq):
         kernels.forward_kernel[(triton.cdiv(order.numel, block),)](
             flat.x,
             flat.residual,
@@ -137,7 +137,7 @@ def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Argumen
     checkpoints = x_seq.new_empty((max(1, earlier_groups * order.numel),), dtype=torch.float32)
     grad_tau = None if tau is None else x_seq.new_empty((programs,), dtype=torch.float32)
     per_step = _flat(order, grads.sequence)
-    with _device_of(x_seq):
+    with device_of(x_seq):
         kernels.backward_kernel[(programs,)](
             flat.x,
             flat.residual,
@@ -224,6 +224,6 @@ def _tau(coding: Coding) -> float:
     return 0.0 if isinstance(tau, Tensor) else float(tau)
 
 
-def _device_of(x_seq: Tensor) -> Any:
+def device_of(x_seq: Tensor) -> Any:
     """Triton launches on the current device."""
     return torch.cuda.device(x_seq.device) if x_seq.is_cuda else contextlib.nullcontext()

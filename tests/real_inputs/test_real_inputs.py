@@ -7,10 +7,11 @@ import modules
 import pytest
 import repositories
 import stored
+import told_by_images
 import wrappers
 from rows import Verdict
 
-TABLES = (repositories, wrappers, stored, heads, libraries, modules, folders)
+TABLES = (repositories, wrappers, stored, heads, libraries, modules, folders, told_by_images)
 ROWS = [row for table in TABLES for row in table.ROWS]
 
 

@@ -10,7 +10,7 @@ MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 16
 MAX_NAME = 1024  # characters of a key
 MAX_TEXT = 32 << 20  # bytes of a safetensors header, of an index, of a zip directory
-MAX_PICKLE = 256 << 20  # bytes: the arrays of NumPy that lie beside the weights are in it
+MAX_PICKLE = 256 << 20  # bytes, where a file does not say how many: weights lie behind it, but arrays of NumPy in it
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins the files of torch.save before 1.6, as in torch.serialization
 LEGACY_PROTOCOL = 1001
 

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, NoReturn, cast
 from torch import Tensor
 
 from snnzoo.checkpoints.untrusted.arrays import ARRAY, DTYPE, array_of_buffer, new_array, new_dtype, tensor_of
-from snnzoo.checkpoints.untrusted.limits import LEGACY_MAGIC, MAX_NAME, MAX_PICKLE, check_name, is_name
+from snnzoo.checkpoints.untrusted.limits import LEGACY_MAGIC, MAX_NAME, check_name, is_name
 from snnzoo.checkpoints.untrusted.objects import Global, Opaque
 from snnzoo.checkpoints.untrusted.tensors import DTYPES, STORAGE_DTYPES, Storage, Tensors
 from snnzoo.errors import CheckpointError
@@ -32,7 +32,7 @@ class _Limited:
 
     def __init__(self, stream: IO[bytes], size: int) -> None:
         self._stream = stream
-        self._left = min(size, MAX_PICKLE)
+        self._left = size
 
     def read(self, size: int) -> bytes:
         return self._count(self._stream.read(size)) if size <= self._left else _damaged()
@@ -49,7 +49,7 @@ def read_pickle(stream: IO[bytes], size: int, tensors: Tensors, find: Callable[[
     """What the pickle that begins at the stream's position is of; the stream is then behind it.
 
     Args:
-        size: it has at most that many bytes.
+        size: it has at most that many bytes; no more are ever allocated at once than that.
         tensors: makes the tensors, which have no data before its `fill`.
         find: what a persistent name stands for; by default storages and classes are named as since 0.1.10.
 
