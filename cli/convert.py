@@ -53,7 +53,7 @@ def convert(
         typer.Option(
             metavar="POINTS",
             help="Without --recipe, -T and --levels: the fewest steps and levels whose agreement with the ANN on "
-            "held-back calibration images misses no more than this.  [default: 0.5]",
+            "held-back calibration images misses no more than this.  [default: 0.5] Also of --minimise.",
         ),
     ] = None,
     time_steps: Annotated[
@@ -62,6 +62,13 @@ def convert(
     levels: Annotated[
         int | None,
         typer.Option(metavar="K", help="delta: largest spike, 1 is ternary [default: 3]; differential: sizes [8]."),
+    ] = None,
+    minimise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="events",
+            help="Thresholds, gamma and dead zone of the fewest events whose agreement is within --tolerance.",
+        ),
     ] = None,
     threshold: Annotated[
         str | None, typer.Option(metavar="HOW", help="rate: mse, balanced, percentile (99.9) or max.  [default: mse]")
@@ -134,10 +141,15 @@ def convert(
         preparing.refuse_for_frames()
     settings = None if frames else preparing.settings(origin.preprocess, with_images=calib_data is not None)
     given = {"levels": levels, "threshold": threshold, "bias_correction": None if bias_correction else False}
-    options = {name: value for name, value in given.items() if value is not None}
-    _check_for(target, recipe or levels, calib_data)
+    given["minimise"] = minimise
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    _check_for(target, recipe or levels or minimise, calib_data)
     automatic = recipe is None and time_steps is None and not options and target is None
-    _check_tolerance(tolerance, automatic, calib_data)
+    _check_tolerance(tolerance, automatic or minimise is not None, calib_data)
+    if minimise is not None and calib_data is None:
+        raise UsageError("--minimise is judged on calibration images: give --calib-data DIR")
+    if minimise is not None and tolerance is not None:
+        options["tolerance"] = tolerance
     common.check_device_and_dtype(device, "float32")
     check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
 
@@ -211,6 +223,15 @@ def convert(
     _report(net.conversion, left_out.names, output, cost, json, force, quiet, verbose)
 
 
+def _fewest_line(recipe: dict[str, Any]) -> str:
+    fewest = recipe["fewest"]
+    found = "fewest events" if fewest["within"] else "nothing is, so these are the closest,"
+    return (
+        f"{found} within {recipe['tolerance']:g} points of the ANN: {fewest['agreement']:.2f} % agreement on "
+        f"{fewest['held_back']} held-back images"
+    )
+
+
 def _exits_line(exits: Any, images: int) -> str:
     if exits is None:
         why = "too few images are left beyond those to calibrate on" if images else "they are chosen on --calib-data"
@@ -223,7 +244,10 @@ def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str |
     if tolerance is None:
         return
     if not automatic:
-        raise UsageError("--tolerance chooses steps and levels: leave --recipe, -T, --levels and the like out")
+        raise UsageError(
+            "--tolerance chooses steps and levels: leave --recipe, -T, --levels and the like out, "
+            "or add --minimise events"
+        )
     if not 0 <= tolerance < 100:
         raise UsageError(f"--tolerance must be percentage points in [0, 100), got {tolerance:g}")
     if calib_data is None:
@@ -272,6 +296,8 @@ def _report(
         common.console().print(layer_table(conversion.layers))
     if "choice" in conversion.recipe and not quiet:
         common.console(stderr=True).print(choice_table(conversion.recipe["choice"]))
+    if "fewest" in conversion.recipe:
+        common.say(_fewest_line(conversion.recipe), quiet)
     source = conversion.source.get("weights") or conversion.source.get("file")
     shape = "{}x{} input".format(*conversion.preprocess.size) if conversion.preprocess else "frames of events"
     images = calibration["images"]

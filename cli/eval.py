@@ -115,7 +115,7 @@ def evaluate(
         target = common.torch_device(device, rank.local_rank)
         for file in files:
             wanted = {"limit": limit, "seed": seed, "batch_size": batch_size, "device": str(target), "dtype": dtype}
-            wanted |= {"max_pixels": max_pixels, "exit": exit}
+            wanted |= {"max_pixels": max_pixels, "exit": exit, "neurobench": json is not None}
             try:
                 info, result, partial = measure(
                     file, trained, data, steps, wanted, rank, workers, resume, force_fit, report is not None, quiet

@@ -80,6 +80,7 @@ def measure(
             dtype=getattr(torch, wanted["dtype"]),
             exit=rule,
             error_images=ERROR_IMAGES if with_errors else 0,
+            neurobench=wanted["neurobench"],
             workers=workers,
             rank=rank,
             partial=partial,

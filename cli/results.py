@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snnzoo.cli import common
-from snnzoo.cli.tables import comparison_table, is_graded, label_of, results_table
+from snnzoo.cli.tables import comparison_table, energy_table, is_graded, label_of, results_table
 from snnzoo.recognition.snn import TrainedNetwork
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def print_table(measured: Results, settings: dict[str, str]) -> None:
     common.console().print(
         results_table(result, f"{info.model}, {info.coding}: {images}", graded=is_graded(info.coding))
     )
+    common.console().print(energy_table(result))
 
 
 def print_so_far(file: Path, interrupted: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from snnzoo.errors import printable
 
@@ -48,6 +48,21 @@ def results_table(result: Evaluation, title: str, *, graded: bool) -> Table:
     return table
 
 
+def energy_table(result: Evaluation) -> Table:
+    """Return a table, one row a model of energy, after the last T."""
+    last = result.results[-1].time_steps
+    caption = (
+        "Ratio: energy of the spiking network over that of the ANN. Above break-even: layers whose events cost more "
+        "than what they save. No model contains what keeps a chip awake"
+    )
+    headings = ("model", "ANN µJ", "SNN µJ", "ratio", "layers above break-even", "contains")
+    table = _table(f"Energy of an image at T={last}, 45 nm", caption, headings)
+    for row in result.energy:
+        above = f"{row.above_break_even} of {len(row.layers)}"
+        table.add_row(row.model, f"{row.ann_uj:.3g}", f"{row.snn_uj:.3g}", f"{row.ratio:.2f}", above, row.contains)
+    return table
+
+
 def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title: str) -> Table:
     """Return a table, the rows of several networks, one below the other, each below its ANN's."""
     from rich.text import Text
@@ -58,6 +73,7 @@ def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title:
     )
     graded = any(is_graded(info.coding) for _, info, _ in measured)
     caption = f"{GAPS}{ENERGY}.{GRADED if graded else ''}{codings}"
+    caption += "".join(f"\n{label}: {_ratios(result)}" for label, (*_, result) in zip(labels, measured, strict=True))
     table = _table(title, caption, ("network", "T", "top-1 %", *HEADINGS[3:]))
     for label, (_, _, result) in zip(labels, measured, strict=True):
         ann = result.ann
@@ -70,6 +86,11 @@ def comparison_table(measured: list[tuple[Path, Conversion, Evaluation]], title:
     return table
 
 
+def _ratios(result: Evaluation) -> str:
+    ratios = ", ".join(f"{row.model} {row.ratio:.2f}" for row in result.energy)
+    return f"energy over the ANN's at T={result.results[-1].time_steps}: {ratios}"
+
+
 def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
     from rich.table import Table
     from rich.text import Text
@@ -77,7 +98,8 @@ def _table(title: str, caption: str, headings: tuple[str, ...]) -> Table:
     title_text, caption_text = Text(printable(title)), Text("\n".join(map(printable, caption.splitlines())))
     table = Table(title=title_text, caption=caption_text, title_justify="left", caption_justify="left")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "network" else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if heading in ("network", "model", "contains") else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
     return table
 
 
@@ -113,12 +135,12 @@ def choice_table(choice: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("T", "levels", "agreement %", "events per neuron"):
+    for heading in ("T", "levels", "agreement %", "events per neuron", "energy, x ANN"):
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("")
     for candidate in choice["candidates"]:
         mark = "<- chosen" if candidate == choice["chosen"] else ""
-        numbers = (f"{candidate['agreement']:.2f}", f"{candidate['events']:.2f}")
+        numbers = tuple(f"{candidate[name]:.2f}" for name in ("agreement", "events", "energy"))
         table.add_row(str(candidate["time_steps"]), str(candidate["levels"]), *numbers, mark)
     tolerance, held_back = choice["tolerance"], choice["held_back"]
     found = "the fewest steps, then levels," if choice["within"] else "none is, so this is the closest,"

@@ -9,8 +9,9 @@ from torch import nn
 import snnzoo
 from snnzoo import functional
 from snnzoo.codings import Delta, Differential, Rate, Signed
+from snnzoo.energy import NetworkFacts
 from snnzoo.evaluation.activity import Activity, ActivityMeter, fan_out
-from snnzoo.evaluation.energy import ann_energy, snn_energy
+from snnzoo.evaluation.costs import ann_energy, snn_energy
 from snnzoo.graph import Node
 from snnzoo.graph.trained import as_graph
 from snnzoo.inference import engine
@@ -209,10 +210,11 @@ def test_energy_is_the_operations_times_their_price():
         dense={"conv1": 100, "conv2": 1000, "fc": 20},
         events={"sn1": [8, 2]},
         operations={"conv2": [500, 300]},
+        sizes={name: [1, 1, 1] for name in ("conv1", "conv2", "fc")},
     )
     assert ann_energy(activity) == pytest.approx(1120 * 4.6e-6)
-    assert snn_energy(activity, 1) == pytest.approx((120 * 4.6 + 250 * 0.9) * 1e-6)
-    assert snn_energy(activity, 2, event_bits=3) == pytest.approx((120 * 4.6 + 3 * 400 * 0.9) * 1e-6)
+    assert snn_energy(activity, NetworkFacts(1)) == pytest.approx((120 * 4.6 + 250 * 0.9) * 1e-6)
+    assert snn_energy(activity, NetworkFacts(2, event_bits=3)) == pytest.approx((120 * 4.6 + 3 * 400 * 0.9) * 1e-6)
 
 
 def test_bits_of_an_event_are_those_of_its_size():

@@ -88,7 +88,7 @@ def test_a_candidate_is_judged_until_it_fails_and_one_that_passes_on_all(ann, im
     for tolerance, wrong, agreement, images_seen in ((20, (2,), 5 / 6, 6), (20, (2, 4), 2 / 4, 4), (0, (1,), 0, 1)):
         seen.clear()
         Fast.wrong = wrong
-        judge = choice._Judge(own, images[6:], tolerance, 64)
+        judge = choice.Judge(own, images[6:], tolerance, 64)
         assert judge.agreement(types.SimpleNamespace(coding=codings.Delta()), 2)[0] == pytest.approx(100 * agreement)
         assert len(seen) == images_seen
 

@@ -55,11 +55,13 @@ def test_convert_and_eval_of_the_digits_network_offline(run, digits_home):
     assert set(report) == {
         "file", "model", "recipe", "coding", "data", "images", "device", "dtype",
         "ann", "results", "layers", "left_out", "fit",
+        "energy", "neurobench",
     }  # fmt: skip
     assert (report["model"], report["recipe"], report["images"]) == ("resnet18", "delta", 200)
     rows = report["results"]
     assert [row["time_steps"] for row in rows] == [1, 2, 4]
     fields = "time_steps top1 top5 agreement images_per_second events_per_neuron_step synaptic_operations energy_uj"
+    fields += " energy_ratios"
     assert set(rows[0]) == set(fields.split())
     assert report["ann"]["top1"] > 0.97
     assert rows[-1]["top1"] > report["ann"]["top1"] - 0.02

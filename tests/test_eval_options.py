@@ -262,7 +262,7 @@ def test_shards_add_up_to_the_whole(files, image_folder, monkeypatch):
         for rank in range(count):
             with contextlib.suppress(ValueError, ZeroDivisionError):  # speed is that of the first process
                 evaluate(net, ann, data, [1, 2], batch_size=4, rank=Rank(rank, count))
-        result = functools.reduce(Tally.plus, tallies).evaluation(net.conversion.coding.event_bits)
+        result = functools.reduce(Tally.plus, tallies).evaluation(net.conversion.coding)
         for row in (*whole.results, *result.results):
             row.images_per_second = 0.0
         assert dataclasses.replace(result, fit=whole.fit) == whole

@@ -220,6 +220,7 @@ def test_ann_weights_load_strictly_into_a_network_of_parametric_lif_nodes():
     (lambda: neuron.ParametricLIFNode(init_tau=0.5), "init_tau must be greater than 1"),
     (lambda: codings.Delta(levels=0), "levels must be at least 1"),
     (lambda: codings.Delta(gamma=0.0), "gamma must be in"),
+    (lambda: codings.Delta(dead_zone=0.4), "dead_zone must be in"),
     (lambda: neuron.IFNode(torch.ones(2, 2)), r"of shape \[C\]"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_errors(make, message):

@@ -15,6 +15,7 @@ CODINGS = {
     "lif, input does not decay": codings.LIF(None, reciprocal_tau=0.3, decay_input=False),
     "signed": codings.Signed(),
     "delta": codings.Delta(3, 0.6),
+    "delta that waits": codings.Delta(1, 0.7, 0.65),
     "differential": codings.Differential(6),
 }
 THETA = torch.tensor([0.5, 1.0, 0.3])

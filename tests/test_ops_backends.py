@@ -34,6 +34,7 @@ CODINGS = {
     "delta": codings.Delta(3, 0.6),
     "delta ternary": codings.Delta(1, 0.8),
     "delta encoder": codings.Delta(7, 0.5),
+    "delta that waits": codings.Delta(3, 0.7, 0.7),
     "differential": codings.Differential(6),
     "differential encoder": codings.Differential(3),
 }

@@ -11,8 +11,9 @@ from PIL import Image
 from snnzoo.codings import Delta
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.data.preprocess import PRESETS
+from snnzoo.energy import LayerVerdict
 from snnzoo.evaluation.provenance import facts_of
-from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
+from snnzoo.evaluation.results import EnergyResult, Evaluation, LayerResult, TimeStepResult
 from snnzoo.report import figures
 from snnzoo.report.figures import DARK, LIGHT, Measured, as_svg, write_plot
 from snnzoo.report.html import most_confused, render, write_report
@@ -178,3 +179,14 @@ def test_pictures_are_written_in_the_format_of_their_suffix(tmp_path):
     write_report([measured("a")], tmp_path / "a.html", "title", "command")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".pdf", ".png", ".png", ".svg"]
+
+
+def test_energy_is_shown_by_model_with_the_layers_that_lose():
+    one = measured()
+    layers = [LayerVerdict("layer1.0.conv2", 0.1, 0.3, 0.4), LayerVerdict("<b>", 0.4, 0.3, 1.5)]
+    one.evaluation.energy = [EnergyResult("traffic", "all that moves", "Horowitz 2014", 3.0, 4.5, 1.5, layers)]
+    page = render([one], "title", "snnzoo eval")
+    assert "<h2>Energy</h2>" in page
+    assert "<td>traffic</td><td>3</td><td>4.5</td><td>1.50</td><td>1 of 2</td>" in page
+    assert "<b>" not in page.split("<h2>Energy</h2>")[1].split("</h2>")[0]
+    assert "<h2>Energy</h2>" not in render([measured()], "title", "snnzoo eval")

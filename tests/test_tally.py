@@ -26,7 +26,7 @@ def test_layers_and_energy_are_part_of_the_json(networks, data):
     net, ann = networks
     result = evaluate(net, ann, data, [1, 4], batch_size=5, error_images=2)
     values = json.loads(json.dumps(result.to_dict()))
-    assert set(values) == {"images", "ann", "results", "layers", "left_out", "fit"}
+    assert set(values) == {"images", "ann", "results", "layers", "left_out", "fit", "energy"}
     assert [len(layer["event_rates"]) for layer in values["layers"]] == [4] * 17
     assert all(len(layer["errors"]) == 2 for layer in values["layers"])
     rates = torch.tensor([layer["event_rates"] for layer in values["layers"]], dtype=torch.double)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -92,6 +93,12 @@ class Coding(Registered):
     def span(self, time_steps: int) -> float:
         """Return the largest activation that `time_steps` steps can represent, in thresholds."""
         return 1.0
+
+    def activation_bits(self, time_steps: int) -> int:
+        """Return how many bits number the values from 0 to the largest that `time_steps` steps can tell apart."""
+        unit = self.spike_value(time_steps - 1, torch.float64)
+        unit = unit / time_steps if self.readout == "mean" else unit
+        return max(1, math.ceil(math.log2(1 + self.span(time_steps) / unit) - 1e-9))
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Return what all of `outputs [T, ...]` mean, `[...]`."""

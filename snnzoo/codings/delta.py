@@ -40,13 +40,18 @@ def _powers(gamma: float, count: int, dtype: torch.dtype) -> tuple[float, ...]:
 class Delta(Coding):
     """Graded spikes of up to K levels that refine an estimate `o` of f(m), each step by a finer level.
 
-    m += x;  q = theta * gamma^t;  n = clip(round((f(m) - o) / q), -K, K);  s = q * n;  o += s
+    m += x;  q = theta * gamma^t;  r = f(m) - o;  n = clip(round(r / q), -K, K) if abs(r) > dead_zone * q, else 0;
+    s = q * n;  o += s
 
     In a deep network the last spikes come before their causes have all arrived: a readout may extrapolate.
 
     Args:
         levels: K >= 1, the largest spike; 1 is ternary.
         gamma: ratio by which a level shrinks each step, in (0, 1].
+        dead_zone: what is missing must exceed so much of a level to be sent now, in [0.5, 1]. With 0.5 all is sent that
+            brings the estimate closer; with more a neuron waits for the finer levels to come, and sends fewer events:
+            2/3 gives the fewest non-zero digits where gamma is 0.5 (the non-adjacent form; Reitwiesner 1960, Advances
+            in Computers 1).
 
     Raises:
         UsageError: if an argument is out of range.
@@ -54,6 +59,7 @@ class Delta(Coding):
 
     levels: int = 3
     gamma: float = 0.5
+    dead_zone: float = 0.5
 
     name = "delta"
     state = ("m", "o")
@@ -68,12 +74,16 @@ class Delta(Coding):
             raise UsageError(f"levels must be at least 1, got {self.levels}")
         if not 0 < self.gamma <= 1:
             raise UsageError(f"gamma must be in (0, 1], got {self.gamma}")
+        if not 0.5 <= self.dead_zone <= 1:
+            raise UsageError(f"dead_zone must be in [0.5, 1], got {self.dead_zone}")
 
     def step(self, x: Tensor, state: tuple[Tensor, ...], theta: Tensor, t: int, activation: Activation) -> Step:
         m, o = state
         m = m + x
         q = theta * self.spike_value(t, m.dtype)
-        n = ((activation(m) - o) / q).round().clamp(-self.levels, self.levels)
+        r = activation(m) - o
+        n = (r / q).round().clamp(-self.levels, self.levels)
+        n = torch.where(r.abs() <= self.dead_zone * q, 0.0, n)
         s = n * q
         return n, s, (m, o + s)
 

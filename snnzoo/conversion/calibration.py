@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -93,14 +93,28 @@ class Site:
 
     def errors(self, v_thresholds: Tensor) -> Tensor:
         """Return the mean squared error of the decoded output with each of several thresholds `[F, C]`: `[F, C]`."""
+        return torch.cat([self._error(result, shape) for result, shape in self._tried(v_thresholds, "sum")])
+
+    def errors_and_events(self, v_thresholds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `errors`, and how many events a neuron sends in all T steps, on average: `[F, C]` each."""
+        errors, events = [], []
+        for result, shape in self._tried(v_thresholds, "both"):
+            assert result.sequence is not None
+            errors.append(self._error(result, shape))
+            sent = torch.count_nonzero(result.sequence, dim=1).sum(0) / result.sequence.shape[1]
+            events.append(sent.unflatten(0, shape))
+        return torch.cat(errors), torch.cat(events)
+
+    def _tried(self, v_thresholds: Tensor, output: str) -> Iterator[tuple[ops.NeuronOutput, torch.Size]]:
+        """What several thresholds `[F, C]` give, some at a time, as more channels; and the shape of these."""
         at_once = 1 if self.activation.per_channel else max(1, VALUES_AT_ONCE // self.x_seq.numel())
-        errors = []
-        for some in v_thresholds.split(at_once):  # as more channels
+        for some in v_thresholds.split(at_once):
             theta = some.flatten()
-            result = self._run(self.x_seq.repeat(1, 1, len(some)), theta, self._head_start(theta), "sum")
-            decoded = self._decoded(result).unflatten(1, some.shape)
-            errors.append((self.target.unsqueeze(1) - decoded).square().mean(0))
-        return torch.cat(errors)
+            result = self._run(self.x_seq.repeat(1, 1, len(some)), theta, self._head_start(theta), output)
+            yield result, some.shape
+
+    def _error(self, result: ops.NeuronOutput, shape: torch.Size) -> Tensor:
+        return (self.target.unsqueeze(1) - self._decoded(result).unflatten(1, shape)).square().mean(0)
 
     def measure(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return how well the neuron with these parameters does: `clipped`, `error` and `events` of a `SiteReport`."""

@@ -13,6 +13,7 @@ from snnzoo.conversion.answers import answers, is_close
 from snnzoo.conversion.calibration import Calibrator
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.neurons import install
+from snnzoo.conversion.operations import Operations
 from snnzoo.conversion.recipes import Recipe, fit_extrapolation, make_recipe
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann, SpikingNetwork
@@ -32,13 +33,15 @@ JUDGED_AT_A_TIME = 32  # of them, since many a candidate fails on the first
 class Candidate:
     """A delta network that was tried: T, K, its agreement with the ANN in percent (until it failed), and its cost.
 
-    `events` counts spikes per neuron over all T steps, averaged over the layers.
+    `events` counts spikes per neuron over all T steps, averaged over the layers; `energy` is that of the arithmetic,
+    over the ANN's.
     """
 
     time_steps: int
     levels: int
     agreement: float
     events: float
+    energy: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def choose(
     candidates: list[Candidate] = []
     own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
     calibrator = Calibrator(own, make_recipe("delta").coding, batch_size=batch_size, seed=seed)
-    judge = _Judge(own, held_back, tolerance, batch_size)
+    operations = Operations.of(own)
+    judge = Judge(own, held_back, tolerance, batch_size)
 
     def within(time_steps: int, levels: int) -> bool:
         if progress:
@@ -115,7 +119,8 @@ def choose(
         extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
         agreement, close = judge.agreement(install(own, coding, found.parameters, extrapolation), time_steps)
         events = time_steps * sum(site.events for site in found.layers) / len(found.layers)
-        candidates.append(Candidate(time_steps, levels, agreement, events))
+        energy = operations.energy(found.layers, time_steps, coding)
+        candidates.append(Candidate(time_steps, levels, agreement, events, energy))
         return agreement >= 100 - tolerance and close
 
     all_steps = (images.shape[1],) if has_frames(images) else TIME_STEPS
@@ -131,7 +136,7 @@ def choose(
     return Choice(chosen, enough is not None, tolerance, len(held_back), tuple(candidates))
 
 
-class _Judge:
+class Judge:
     """Counts on how many of some images a network names the class that the ANN names."""
 
     def __init__(self, ann: Ann, images: Tensor, tolerance: float, batch_size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibr
 from snnzoo.conversion.choice import Choice, choose
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.exits import calibrate_exits
+from snnzoo.conversion.fewest import Fewest, fewest_events
 from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
-from snnzoo.conversion.neurons import Parameters, install
+from snnzoo.conversion.neurons import install
 from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation, make_recipe
 from snnzoo.errors import UsageError
 from snnzoo.fit import check
@@ -64,7 +66,7 @@ def convert(
         progress: called with (done, total, description).
         exit_images: others than `images`, on which rules of early exit are chosen (`calibrate_exits`); None for none.
         notify: called with a line on what does not fit; if None, it is a Python warning.
-        options: of the recipe, such as `levels=3` or `threshold="max"`.
+        options: of the recipe, such as `levels=3`, `threshold="max"` or `minimise="events"` (with its `tolerance`).
 
     Returns:
         a network on the ANN's device, layer-by-layer, in eval mode: `[T, N, C, H, W] -> [T, N, classes]`, the
@@ -149,12 +151,15 @@ def convert_ann(
     layers: list[SiteReport] = []
     coding, extrapolation = recipe.coding, 0.0
     if images is None:
+        if recipe.minimise:
+            raise UsageError(f'minimise="{recipe.minimise}" is judged on images: give calibration images')
         check.check_data_free(own)
         parameters = data_free_parameters(own.graph, own.tensors(), coding)
     else:
-        coding, extrapolation, parameters, layers = _calibrated(
-            own, images, recipe, time_steps, batch_size, seed, progress
-        )
+        coding, extrapolation, found, fewest = _calibrated(own, images, recipe, time_steps, batch_size, seed, progress)
+        parameters, layers = found.parameters, found.layers
+        if fewest is not None:
+            record["fewest"] = fewest.to_dict()
         digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
         record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
     net = install(own, coding, parameters, extrapolation)
@@ -182,9 +187,16 @@ def _calibrated(
     batch_size: int,
     seed: int,
     progress: Progress | None,
-) -> tuple[Coding, float, Parameters, list[SiteReport]]:
-    """The best of the recipe's codings, all sites fitted to it, and its readout to them."""
+) -> tuple[Coding, float, Calibration, Fewest | None]:
+    """The best of the recipe's codings, its readout, all sites fitted to it, and how the fewest events were found."""
     calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed)
+    fewest: Fewest | None = None
+    fit = recipe.fit
+    if recipe.minimise:
+        fewest = fewest_events(
+            ann, calibrator, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress
+        )
+        recipe, fit = replace(recipe, coding=fewest.coding, candidates=()), fewest.fit
     few = images[:SEARCH_IMAGES]
     search = USUAL_SEARCHES * calibrator.cost(len(few), time_steps, SEARCH_POSITIONS) if recipe.candidates else 0.0
     done, limit, total = 0.0, search, search + calibrator.cost(len(images), time_steps)
@@ -199,7 +211,7 @@ def _calibrated(
         return calibrator.run(
             images,
             coding,
-            recipe.fit,
+            fit,
             time_steps,
             positions=positions,
             percentile=recipe.site_percentile,
@@ -215,4 +227,4 @@ def _calibrated(
     found = calibrated(best, images, SAMPLED_POSITIONS)
     report(total, "readout")
     extrapolation, _ = fit_extrapolation(best, found.expected, found.actual)
-    return best, extrapolation, found.parameters, found.layers
+    return best, extrapolation, found, fewest

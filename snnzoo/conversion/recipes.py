@@ -26,7 +26,9 @@ BALANCE_PASSES = 30
 MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 THRESHOLDS = ("max", "percentile", "mse", "balanced")
+MINIMISED = ("events",)
 FITTING = ("threshold", "bias_correction", "percentile")  # options of every recipe
+TRADING = ("minimise", "tolerance")  # too, but kept only where something is minimised
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Recipe:
         percentile: of each channel's activations, in (0, 100].
         candidates: other settings of the coding to try; the one whose logits come closest to the ANN's at the last
             step is taken. Without images, `coding` is.
+        minimise: "events" takes the thresholds (and of delta the `gamma` and the `dead_zone`, where they are not given)
+            of the fewest synaptic operations whose agreement with the ANN is within `tolerance`
+            (`snnzoo.conversion.fewest`); None the most exact ones.
+        tolerance: percentage points of agreement that may be missing to 100, on images held back from calibration.
 
     Raises:
         UsageError: if an argument is out of range.
@@ -52,6 +58,8 @@ class Recipe:
     bias_correction: bool = True
     percentile: float = 99.9
     candidates: tuple[Coding, ...] = ()
+    minimise: str | None = None
+    tolerance: float = 0.5
 
     def __post_init__(self) -> None:
         if self.threshold not in THRESHOLDS:
@@ -60,6 +68,12 @@ class Recipe:
             raise UsageError(f"balanced thresholds are for codings whose mean decodes, not for {self.coding.name}")
         if not 0 < self.percentile <= 100:
             raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
+        if self.minimise not in (None, *MINIMISED):
+            raise UsageError(f"minimise must be {' or '.join(MINIMISED)}, got {self.minimise!r}")
+        if self.minimise and self.threshold != "mse":
+            raise UsageError(f"minimise chooses the thresholds itself: leave threshold={self.threshold!r} out")
+        if not 0 <= self.tolerance < 100:
+            raise UsageError(f"tolerance must be percentage points in [0, 100), got {self.tolerance}")
 
     @property
     def site_percentile(self) -> float:
@@ -68,7 +82,11 @@ class Recipe:
 
     def fit(self, site: Site) -> dict[str, Tensor]:
         """Return the parameters of one neuron site."""
-        theta = _capped(site, self._threshold(site))
+        return self.with_threshold(site, self._threshold(site))
+
+    def with_threshold(self, site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
+        """Return the parameters of one neuron site whose threshold `[C]` is chosen."""
+        theta = capped(site, v_threshold)
         return fit_bias(site, theta) if self.bias_correction else site.parameters(theta)
 
     def _threshold(self, site: Site) -> Tensor:
@@ -84,10 +102,11 @@ class Recipe:
         for name, value in settings.items():
             if any(getattr(other, name) != value for other in self.candidates):
                 settings[name] = None
-        return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in FITTING}}
+        options = (*FITTING, *TRADING) if self.minimise else FITTING
+        return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in options}}
 
 
-def _capped(site: Site, v_threshold: Tensor) -> Tensor:
+def capped(site: Site, v_threshold: Tensor) -> Tensor:
     """Not above the activation's cap, where neurons know none but that they send no more than theta a step."""
     if isinstance(site.activation, Clamp) and not site.coding.any_activation:
         return v_threshold.clamp(max=site.activation.maximum)
@@ -107,11 +126,11 @@ def fit_threshold(site: Site) -> Tensor:
     for apart in COARSE_TO_FINE:
         around = torch.tensor(apart).to(top.device).unsqueeze(1)
         places = (best + around).clamp(0, len(FRACTIONS) - 1)
-        errors = site.errors(_capped(site, top * fractions[places]))
+        errors = site.errors(capped(site, top * fractions[places]))
         for place, error in zip(places, errors, strict=True):
             better = error < best_error - negligible
             best, best_error = torch.where(better, place, best), torch.where(better, error, best_error)
-    return _capped(site, top * fractions[best])
+    return capped(site, top * fractions[best])
 
 
 def fit_bias(site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
@@ -199,11 +218,13 @@ def make_recipe(name: str, **options: Any) -> Recipe:
     if name not in CODINGS:
         raise UsageError(f"unknown recipe {name!r}: {suggestion(name, CODINGS, 'known: ' + ', '.join(CODINGS))}")
     settings = CODINGS[name]().settings()
-    known = (*settings, *FITTING)
+    known = (*settings, *FITTING, *TRADING)
     for option in options:
         if option not in known:
             raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known)}")
-    fitting = {option: options.pop(option) for option in FITTING if option in options}
+    fitting = {option: options.pop(option) for option in (*FITTING, *TRADING) if option in options}
+    if "tolerance" in fitting and not fitting.get("minimise"):
+        raise UsageError('tolerance is for minimise="events" and for recipe="auto": leave it out')
     given = {option: value for option, value in options.items() if value is not None}
     coding = CODINGS[name](**given)
     if not isinstance(coding, Delta) or "gamma" in given:

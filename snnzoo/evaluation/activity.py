@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnzoo.energy import LayerCounts
+from snnzoo.graph.fan_out import fan_out
 from snnzoo.graph.graph import Graph, Node
-from snnzoo.graph.network import SpikingNetwork
-from snnzoo.inference.neuron import FoldedNeuron
+from snnzoo.graph.network import SpikingNetwork, is_static
+from snnzoo.inference.neuron import FoldedNeuron, membrane_updates
 from snnzoo.ops import count_events
+
+COUNTED = ("events", "operations", "received", "analog", "membranes")  # at each t, by site or layer
 
 
 @dataclass
@@ -23,8 +27,11 @@ class Activity:
 
     `neurons` and `dense` are of one image: how many neurons a site has, and how often a layer applies a
     weight if every input counts (multiplications with padding are not counted). `events` and
-    `operations` are of all images, at each t; layers that see analog values (those before all neurons, and
-    those behind the readout) are in `dense` only.
+    `operations` are of all images, at each t; layers that see analog values (those before all neurons, and those behind
+    the readout) are in `dense` and `analog` only. `received` are the events that reach a layer; `analog` the
+    multiply-accumulates with a non-zero input, if the network is read out at t. `sizes` are a layer's weights, inputs
+    and outputs, of one image; `fires` names the layers with neurons behind them. `membranes` counts changed membranes,
+    where that was asked for.
     """
 
     images: int = 0
@@ -32,6 +39,11 @@ class Activity:
     dense: dict[str, int] = field(default_factory=dict)
     events: dict[str, list[int]] = field(default_factory=dict)
     operations: dict[str, list[int]] = field(default_factory=dict)
+    received: dict[str, list[int]] = field(default_factory=dict)
+    analog: dict[str, list[int]] = field(default_factory=dict)
+    membranes: dict[str, list[int]] = field(default_factory=dict)
+    sizes: dict[str, list[int]] = field(default_factory=dict)
+    fires: list[str] = field(default_factory=list)
 
     @property
     def time_steps(self) -> int:
@@ -54,6 +66,33 @@ class Activity:
             for site, counts in self.events.items()
         }
 
+    def membrane_updates_per_image(self, time_steps: int) -> float:
+        """Return how many membranes change at a step, over the first `time_steps` of one image."""
+        return sum(sum(counts[:time_steps]) for counts in self.membranes.values()) / self.images
+
+    def layer_counts(self, time_steps: int) -> list[LayerCounts]:
+        """Return what one image takes of each layer in the first `time_steps`, for models of energy."""
+        found = []
+        for name, dense in self.dense.items():
+            weights, inputs, outputs = self.sizes[name]
+            found.append(
+                LayerCounts(
+                    name,
+                    dense,
+                    name not in self.operations,
+                    weights,
+                    inputs,
+                    outputs,
+                    self._per_image(self.operations, name, time_steps),
+                    self._per_image(self.received, name, time_steps),
+                    name in self.fires,
+                )
+            )
+        return found
+
+    def _per_image(self, counts: Mapping[str, list[int]], name: str, time_steps: int) -> float:
+        return sum(counts.get(name, [])[:time_steps]) / self.images
+
     def dense_operations(self, *, analog_only: bool = False) -> int:
         """Return the multiply-accumulates of one image in one step if every input counts; of the analog layers only."""
         return sum(count for name, count in self.dense.items() if not (analog_only and name in self.operations))
@@ -63,7 +102,10 @@ class Activity:
         self.images += other.images
         self.neurons.update(other.neurons)
         self.dense.update(other.dense)
-        for mine, theirs in ((self.events, other.events), (self.operations, other.operations)):
+        self.fires = sorted({*self.fires, *other.fires})
+        self.sizes.update(other.sizes)
+        for part in COUNTED:
+            mine, theirs = getattr(self, part), getattr(other, part)
             for name, counts in theirs.items():
                 mine[name] = [a + b for a, b in zip_longest(mine.get(name, []), counts, fillvalue=0)]
 
@@ -82,21 +124,23 @@ class ActivityMeter:
     Args:
         net: the network that is run, or its folded form.
         input_events: whether the network's input is events, so that its first layer has synaptic operations.
+        membranes: whether to count changes of membranes, for which the inputs of neurons are kept.
 
     Example:
         >>> with meter:
         ...     net.run(x_seq, meter.watch)
     """
 
-    def __init__(self, net: SpikingNetwork, *, input_events: bool = False) -> None:
+    def __init__(self, net: SpikingNetwork, *, input_events: bool = False, membranes: bool = False) -> None:
         graph, tensors = net.graph, net.tensors()
-        self.input_events = input_events
+        self.input_events, self.membranes = input_events, membranes
         self.activity = Activity()
         self._sites = {node.name: net.neuron(node.path) for node in net.sites}
         self._layers = layer_names(graph)
         self._weights = {name: tensors[graph[name].parameters["weight"]].shape for name in self._layers}
         self._analog = graph.analog & self._layers.keys()
         self._first = _first_layers(graph)
+        self._firing = self._layers.keys() - graph.behind_readout
         self._counted = self._sites.keys() | {graph[name].inputs[0] for name in self._layers.keys() - self._analog}
         self._fans: dict[tuple[str, torch.Size], tuple[Tensor, int]] = {}
         self._start_batch()
@@ -104,8 +148,8 @@ class ActivityMeter:
     def _start_batch(self) -> None:
         self._batch = Activity()
         self._nonzeros: dict[str, Tensor] = {}  # of the piece of the sequence that is running, by value
-        self._events: dict[str, list[Tensor]] = {}  # of each piece, [T], on the device
-        self._operations: dict[str, list[Tensor]] = {}
+        # of each piece, [T], on the device
+        self._pieces: dict[str, dict[str, list[Tensor]]] = {part: {} for part in COUNTED}
 
     def __enter__(self) -> ActivityMeter:
         self._start_batch()
@@ -116,14 +160,16 @@ class ActivityMeter:
         for neuron in self._sites.values():
             if isinstance(neuron, FoldedNeuron):
                 neuron.counts_events, neuron.events = wanted, None
+                neuron.keeps_input = wanted and self.membranes
 
     def __exit__(self, *error: object) -> None:
         self._let_neurons_count(False)
         if error[0] is None:
-            totals = [torch.cat(pieces) for pieces in (*self._events.values(), *self._operations.values())]
-            counts = torch.stack(totals).tolist()  # the only time that the device is waited for
-            self._batch.events = dict(zip(self._events, counts, strict=False))
-            self._batch.operations = dict(zip(self._operations, counts[len(self._events) :], strict=True))
+            places = [(part, name) for part, by_name in self._pieces.items() for name in by_name]
+            totals = [torch.cat(self._pieces[part][name]) for part, name in places]
+            counts = iter(torch.cat(totals).tolist() if totals else [])  # the only time that the device is waited for
+            for (part, name), of_steps in zip(places, totals, strict=True):
+                getattr(self._batch, part)[name] = [next(counts) for _ in of_steps]
             self.activity.add(self._batch)
         self._start_batch()
 
@@ -135,16 +181,28 @@ class ActivityMeter:
             self._nonzeros[node.name] = count_events(value) if counted is None else counted
         if node.name in self._sites:
             self._batch.neurons[node.path] = value[0, 0].numel()
-            self._events.setdefault(node.path, []).append(_per_step(self._nonzeros[node.name]))
+            self._keep("events", node.path, _per_step(self._nonzeros[node.name]))
+            if self.membranes:
+                self._keep("membranes", node.path, membrane_updates(self._sites[node.name], inputs, value))
         elif node.name in self._layers:
             self._count_layer(node, inputs[0], value)
 
     def _count_layer(self, node: Node, x_seq: Tensor, y_seq: Tensor) -> None:
         layer, source = self._layers[node.name], node.inputs[0]
         fan, self._batch.dense[layer] = self._fan_out(node, x_seq, y_seq)
+        self._batch.sizes[layer] = [self._weights[node.name].numel(), x_seq[0, 0].numel(), y_seq[0, 0].numel()]
+        if node.name in self._firing:
+            self._batch.fires = [*self._batch.fires, layer]
         if node.name not in self._analog or (self.input_events and node.name in self._first):
             nonzeros = self._nonzeros[source] if source in self._counted else count_events(x_seq)
-            self._operations.setdefault(layer, []).append(_per_step(nonzeros * fan))
+            self._keep("operations", layer, _per_step(nonzeros * fan))
+            self._keep("received", layer, _per_step(nonzeros))
+        else:
+            nonzeros = count_events(x_seq[:1] if is_static(x_seq) else x_seq)
+            self._keep("analog", layer, _per_step(nonzeros * fan).expand(len(x_seq)))
+
+    def _keep(self, part: str, name: str, counts: Tensor) -> None:
+        self._pieces[part].setdefault(name, []).append(counts)
 
     def _fan_out(self, node: Node, x_seq: Tensor, y_seq: Tensor) -> tuple[Tensor, int]:
         """Of each input of one image, and the sum over all of them."""
@@ -170,37 +228,6 @@ def layer_names(graph: Graph) -> dict[str, str]:
             names[node.name] = f"{path}@{calls[path]}" if calls[path] else path
             calls[path] += 1
     return names
-
-
-def fan_out(node: Node, weight: Sequence[int], input_shape: Sequence[int], output_shape: Sequence[int]) -> Tensor:
-    """Return how many outputs each input of a convolution or linear layer reaches.
-
-    Args:
-        node: a conv2d or linear.
-        weight: shape of its weights.
-        input_shape, output_shape: without time and batch, `[C, H, W]` or `[..., features]`.
-
-    Returns:
-        int64 `[H, W]` (the same for every channel), or `[]`.
-    """
-    if node.operation == "linear":
-        return torch.tensor(weight[0])
-    rows, columns = (
-        _reached(node.settings, axis, weight[2 + axis], input_shape[1 + axis], output_shape[1 + axis])
-        for axis in range(2)
-    )
-    return torch.outer(rows, columns) * (weight[0] // node.settings["groups"])
-
-
-def _reached(settings: Mapping[str, Any], axis: int, kernel: int, inputs: int, outputs: int) -> Tensor:
-    """Along one axis, how many outputs see each input, `[inputs]`."""
-    stride, dilation, padding = settings["stride"][axis], settings["dilation"][axis], settings["padding"]
-    if padding == "same":
-        before = dilation * (kernel - 1) // 2
-    else:
-        before = 0 if padding == "valid" else padding[axis]
-    seen = torch.arange(outputs).unsqueeze(1) * stride + torch.arange(kernel) * dilation - before
-    return torch.bincount(seen[(seen >= 0) & (seen < inputs)], minlength=inputs)
 
 
 def _first_layers(graph: Graph) -> set[str]:

@@ -17,6 +17,7 @@ from snnzoo.early_exit import ExitRule
 from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
 from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
+from snnzoo.evaluation.neurobench import neurobench_metrics
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.results import Evaluation
 from snnzoo.evaluation.runner import Runner
@@ -59,6 +60,7 @@ def evaluate(
     workers: int = 1,
     exit: ExitRule | None = None,
     error_images: int = 0,
+    neurobench: bool = False,
     check_fit: bool = True,
     rank: Rank = ALONE,
     partial: PartialCounts | None = None,
@@ -83,6 +85,7 @@ def evaluate(
         exit: a rule of early exit: what it gives is one more row, beside that of all its T.
         error_images: how many images of the first batch each layer's error is measured on; none if 0, or of a
             trained network.
+        neurobench: whether to measure NeuroBench's metrics, too (`evaluation.neurobench`), which takes longer.
         check_fit: whether to refuse a network whose BN statistics are far from what these images give (`fit.check`);
             otherwise that is only said.
         rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
@@ -106,7 +109,7 @@ def evaluate(
         raise SnnzooError("there are no images to evaluate on")
     fit = _fit(network, samples, not check_fit, notify if rank.is_first else lambda line: None)
     runner = Runner(network, ann, time_steps[-1], batch_size=batch_size, device=device, dtype=dtype, notify=notify)
-    bits = 1 if network.coding is None else network.coding.event_bits
+    runner.meter.membranes = neurobench and network.coding is not None
     found = partial.load() if partial and resume else None
     if found and found[0].time_steps != time_steps:
         found = None
@@ -143,14 +146,16 @@ def evaluate(
             if progress:
                 progress(min(counted[0].images * rank.world_size, total), total, "evaluating")
     except KeyboardInterrupt:
-        so_far = counted[0].evaluation(bits, ann is not None) if counted[0].speeds else None
+        so_far = counted[0].evaluation(network.coding, ann is not None) if counted[0].speeds else None
         raise Interrupted(so_far, total) from None
     finally:
         if partial and counted[1]:
             partial.save(*counted)
     tally = rank.gather(counted[0])
     LeftOut(notify, tally.left_out).require_some(tally.images)
-    result = tally.evaluation(bits, ann is not None)
+    result = tally.evaluation(network.coding, ann is not None)
+    if neurobench:
+        result.neurobench = neurobench_metrics(runner.fast.network, tally.activity, time_steps[-1])
     result.fit = None if fit is None else fit.to_dict()
     if rank.is_first and ann is not None and at_chance(result.ann["top1"], classes, result.images):
         notify(

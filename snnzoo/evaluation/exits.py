@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnzoo.codings import Coding
 from snnzoo.early_exit import NEVER, ExitRule
 from snnzoo.evaluation.activity import Activity
-from snnzoo.evaluation.energy import snn_energy
+from snnzoo.evaluation.costs import facts, snn_energy
 from snnzoo.evaluation.results import ExitResult
 
 CURVE = (0.0, *(1 - 0.75**k for k in range(1, 36)), NEVER)  # thresholds, the closer the surer
@@ -56,7 +57,7 @@ class ExitCounts:
         counts = (self.hits + other.hits, self.steps + other.steps, self.curve + other.curve)
         return ExitCounts(*counts, activity, self.speed or other.speed)
 
-    def result(self, event_bits: int, with_ann: bool) -> ExitResult:
+    def result(self, coding: Coding | None, with_ann: bool) -> ExitResult:
         """Return the counts as rates; arguments as of `Tally.evaluation`."""
         time_steps, images = len(self.steps), int(self.steps.sum())
         top1, top5, agreement = (self.hits.double() / images).tolist()
@@ -70,7 +71,7 @@ class ExitCounts:
             self.speed,
             self.activity.events_per_neuron_step(time_steps) * time_steps / mean_steps,
             self.activity.synaptic_operations(time_steps),
-            snn_energy(self.activity, time_steps, event_bits),
+            snn_energy(self.activity, facts(coding, time_steps)),
             self.steps.tolist(),
             [(steps, top1) for steps, top1 in curve],
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from snnzoo.energy import LayerVerdict
+
 
 @dataclass
 class TimeStepResult:
     """One row: the network read out after `time_steps`. Rates are fractions of 1; `agreement` is None without an ANN.
 
-    `synaptic_operations` and `energy_uj` (microjoules, `snnzoo.evaluation.energy`) are of one image.
+    `synaptic_operations` and `energy_uj` (microjoules, model "arithmetic" of `snnzoo.energy`) are of one image;
+    `energy_ratios` the network's energy over the ANN's by each model, nothing without an ANN.
     """
 
     time_steps: int
@@ -21,6 +24,32 @@ class TimeStepResult:
     events_per_neuron_step: float
     synaptic_operations: float
     energy_uj: float
+    energy_ratios: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class EnergyResult:
+    """One model of energy (`snnzoo.energy`), of one image after the last T.
+
+    Args:
+        model: its name; `contains` and `source` say what it counts, and whose constants it has.
+        ann_uj, snn_uj: microjoules.
+        ratio: the second over the first.
+        layers: a verdict for each layer that events reach.
+    """
+
+    model: str
+    contains: str
+    source: str
+    ann_uj: float
+    snn_uj: float
+    ratio: float
+    layers: list[LayerVerdict]
+
+    @property
+    def above_break_even(self) -> int:
+        """How many layers events do not pay in."""
+        return sum(not layer.pays for layer in self.layers)
 
 
 @dataclass
@@ -66,10 +95,11 @@ class Evaluation:
     `ann` holds the ANN's "top1", "top5", "multiply_accumulates" and "energy_uj" of one image, and nothing
     without an ANN. `confusion`
     counts images by (class, what the spiking network took them for after the last T), where there are any.
-    `left_out` names the images that could not be read, and says why. `exit` is the row of early exit, where a rule was
-    given.
+    `exit` is the row of early exit, where a rule was given.
     `left_out` names the images that could not be read, and says why. `fit` tells how far the statistics of the ANN's BN
-    are from what the images give (`snnzoo.fit.statistics`), None where there is no ANN or no BN.
+    are from what the images give (`snnzoo.fit.statistics`), None where there is no ANN or no BN. `energy` are the
+    models of energy, where there is an ANN; `neurobench` the metrics of NeuroBench, by its names, where they were asked
+    for.
     """
 
     images: int
@@ -81,13 +111,16 @@ class Evaluation:
     left_out: list[str] = field(default_factory=list)
     exit: ExitResult | None = None
     fit: dict[str, Any] | None = None
+    energy: list[EnergyResult] = field(default_factory=list)
+    neurobench: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON; the confusion matrix is left out, and `exit` where there is none."""
+        """Return plain values, ready for JSON; the confusion matrix is left out, and what there is none of."""
         values = asdict(self)
         del values["classes"], values["confusion"]
-        if self.exit is None:
-            del values["exit"]
+        for name in ("exit", "neurobench"):
+            if values[name] is None:
+                del values[name]
         return values
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snnzoo.codings import Coding
 from snnzoo.conversion.answers import answers
 from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import Activity
-from snnzoo.evaluation.energy import ann_energy, snn_energy
+from snnzoo.evaluation.costs import ann_energy, energy_ratios, energy_results, facts, snn_energy
 from snnzoo.evaluation.exits import ExitCounts
 from snnzoo.evaluation.results import Evaluation, LayerResult, TimeStepResult
 
@@ -89,8 +90,8 @@ class Tally:
             self.exit.plus(other.exit) if self.exit and other.exit else None,
         )
 
-    def evaluation(self, event_bits: int = 1, with_ann: bool = True) -> Evaluation:
-        """Return the counts as rates; `event_bits` is that of the coding, `with_ann` tells whether there was an ANN."""
+    def evaluation(self, coding: Coding | None = None, with_ann: bool = True) -> Evaluation:
+        """Return the counts as rates, of a network of this coding (None: trained), `with_ann` or without one."""
         images, activity = self.images, self.activity
         results = []
         for row, (t, speed) in enumerate(zip(self.time_steps, self.speeds, strict=True)):
@@ -104,7 +105,8 @@ class Tally:
                     speed,
                     activity.events_per_neuron_step(t),
                     activity.synaptic_operations(t),
-                    snn_energy(activity, t, event_bits),
+                    snn_energy(activity, facts(coding, t)),
+                    energy_ratios(activity, facts(coding, t)) if with_ann else {},
                 )
             )
         top1, top5 = (self.ann_hits.double() / images).tolist()
@@ -121,8 +123,11 @@ class Tally:
             LayerResult(site, activity.neurons[site], rates, self.layer_errors.get(site, []))
             for site, rates in activity.event_rates().items()
         ]
-        exit = self.exit.result(event_bits, with_ann) if self.exit else None
-        return Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out, exit)
+        exit = self.exit.result(coding, with_ann) if self.exit else None
+        evaluation = Evaluation(images, ann, results, layers, self.classes, dict(self.confusion), self.left_out, exit)
+        if with_ann:
+            evaluation.energy = energy_results(activity, facts(coding, self.time_steps[-1]))
+        return evaluation
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""

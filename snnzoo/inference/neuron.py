@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnzoo import ops
-from snnzoo.codings import RELU
+from snnzoo.codings import RELU, Coding
 from snnzoo.graph.network import each_step, is_static
+from snnzoo.ops.reference import channel_view
 from snnzoo.ops.spec import Arguments
 from snnzoo.threshold_node import ThresholdNode
 
@@ -35,6 +38,7 @@ class FoldedNeuron(nn.Module):
     keeps_state = True
     sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
     counts_events = False  # whether `events` is of use
+    keeps_input = False  # whether its input must stay as it is
     events: Tensor | None = None  # of the last call: outputs that are not 0, at each step and position, [T, ...]
 
     def __init__(self, node: ThresholdNode, bias: Tensor, gain: Tensor | float = 1.0, in_place: bool = False) -> None:
@@ -129,6 +133,8 @@ class FoldedNeuron(nn.Module):
         return outputs
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
+        if self.keeps_input:
+            return False
         return self.in_place and output == "sequence" and not self.sends_counts and not is_static(x_seq)
 
     def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
@@ -146,6 +152,27 @@ class FoldedNeuron(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.coding}"
+
+
+def membrane_updates(neuron: FoldedNeuron, inputs: Sequence[Tensor], outputs: Tensor) -> Tensor:
+    """Return how many membranes the call that was last changed at each of its steps, `[T]`; at t = 0 all count.
+
+    Args:
+        inputs: of that call, `[T, N, C, ...]`: the input, and residuals.
+        outputs: what it gave.
+    """
+    coding: Coding = neuron.coding
+    x_seq = functools.reduce(torch.add, inputs)
+    if coding.bias_once and neuron.absolute:
+        changes = x_seq.diff(dim=0, prepend=torch.zeros_like(x_seq[:1]))
+    elif coding.bias_once:
+        changes = x_seq  # the first state is their sum
+    else:
+        changes = x_seq + channel_view(neuron.bias, x_seq[0]) - outputs
+    counts = torch.count_nonzero(changes.flatten(1), dim=1)
+    if neuron.t == len(x_seq):
+        counts[0] = x_seq[0].numel()
+    return counts
 
 
 def _detached(coding: Any) -> Any:

@@ -149,7 +149,7 @@ def _of_coding(coding: Coding, dtype: torch.dtype) -> tuple[bytes, list[float]]:
         tau = torch.as_tensor(coding.reciprocal_tau, dtype=dtype).item()
         return b"leak with input" if coding.decay_input else b"leak", [v_reset, tau]
     if isinstance(coding, Delta):
-        return b"delta", [0.0, coding.levels]
+        return b"delta", [0.0, coding.levels, coding.dead_zone]
     if isinstance(coding, Differential):
         return b"differential", [0.0, coding.spike_value(0, dtype)]
     return b"signed", [0.0, 0.0]

@@ -134,12 +134,14 @@ template <class Activation>
 struct Delta {
     static constexpr int STATES = 2;
     Activation activation;
-    T levels;
+    T levels, dead_zone;
 
     T operator()(T x, T theta, T spike_value, T &m, T &o, T &count) const {
-        const T q = theta * spike_value;
+        const T q = theta * spike_value, margin = dead_zone * q;
         m = m + x;
-        count = Clamp{-levels, levels}(std::rint((activation(m) - o) / q));
+        const T r = activation(m) - o;
+        count = Clamp{-levels, levels}(std::rint(r / q));
+        count = std::abs(r) <= margin ? 0 : count;
         const T value = count * q;
         o = o + value;
         return value;
@@ -314,7 +316,7 @@ extern "C" void snnzoo_multi_step_neuron(const Call *call) {
     if (name == "leak with input") run_charged(*call, LeakWithInput{number, rest});
     if (name == "signed") run(*call, Signed{});
     if (name == "delta")
-        with_activation(*call, [&](auto f) { run(*call, Delta<decltype(f)>{f, number}); });
+        with_activation(*call, [&](auto f) { run(*call, Delta<decltype(f)>{f, number, T(numbers[2])}); });
     if (name == "differential")
         with_activation(*call, [&](auto f) { run(*call, Differential<decltype(f)>{f, number}); });
 }

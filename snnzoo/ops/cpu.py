@@ -283,10 +283,15 @@ def _delta(
         levels = [theta * share for share in shares]
     else:
         levels = (torch.tensor(shares, dtype=dtype) * theta).tolist()  # rounded as products of tensors
+    margins = [(torch.as_tensor(level, dtype=dtype) * coding.dead_zone) for level in levels]
 
     def step(t: int, x: Tensor, y: Tensor) -> None:
         _accumulate(m, x, arguments)
-        arguments.activation(m, out=y).sub_(o).div_(levels[t]).round_().clamp_(-coding.levels, coding.levels)
+        arguments.activation(m, out=y).sub_(o)
+        waits = y.abs() <= margins[t] if coding.dead_zone > 0.5 else None  # below half a level nothing is sent anyway
+        y.div_(levels[t]).round_().clamp_(-coding.levels, coding.levels)
+        if waits is not None:
+            y.masked_fill_(waits, 0.0)
         o.add_(_values(y, levels[t], scaled, work))
 
     return step

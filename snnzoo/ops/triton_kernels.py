@@ -121,7 +121,7 @@ def nearest_power(size, theta, estimate):
 
 @triton.jit
 def refine(
-    m, o, x, theta, reciprocal, power, inverse_power, levels, lower, upper,
+    m, o, x, theta, reciprocal, power, inverse_power, levels, dead_zone, lower, upper,
     KIND: tl.constexpr, DIFFERENTIAL: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """Delta and differential neurons; `levels` is K, or 2^(n-1); what they follow is clamped to lower ... upper.
@@ -139,6 +139,7 @@ def refine(
     if KIND == "delta":
         q = theta * power
         counts = nearest_units(r, q, r * inverse_power, reciprocal, levels)
+        counts = tl.where(tl.abs(r) <= dead_zone * q, 0.0, counts)
         value = counts * q
     else:
         size = tl.minimum(nearest_power(tl.abs(r), theta, tl.abs(r) * reciprocal), 1.0)
@@ -170,6 +171,7 @@ def forward_kernel(
     gamma,
     power,
     levels,
+    dead_zone,
     lower,
     upper,
     numel,
@@ -210,8 +212,8 @@ def forward_kernel(
             x = x + bias
         if REFINES:
             counts, value, first, second = refine(
-                first, second, x, theta, reciprocal, power, 1.0 / power, levels, lower, upper, KIND, DIFFERENTIAL,
-                CAPPED,
+                first, second, x, theta, reciprocal, power, 1.0 / power, levels, dead_zone, lower, upper, KIND,
+                DIFFERENTIAL, CAPPED,
             )  # fmt: skip
             power = tl.maximum(power * gamma, SMALLEST_LEVEL)
         elif KIND == "signed":

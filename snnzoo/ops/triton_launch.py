@@ -91,6 +91,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             coding.spike_value(1, torch.float32),  # gamma, rounded
             coding.spike_value(arguments.t, torch.float32),
             float(coding.largest_unit),
+            float(getattr(coding, "dead_zone", 0.5)),
             lower,
             upper,
             order.numel,

@@ -29,7 +29,8 @@ WARPS, STAGES = 8, 3
 
 @triton.jit(do_not_specialize=["time_steps"])
 def pointwise_kernel(
-    x_ptr, weight_ptr, residual_ptr, sequence_ptr, theta_ptr, bias_ptr, theta, bias, gamma, power, levels, lower, upper,
+    x_ptr, weight_ptr, residual_ptr, sequence_ptr, theta_ptr, bias_ptr, theta, bias, gamma, power, levels,
+    dead_zone, lower, upper,
     positions, channels_in, channels, x_stride, residual_stride, sequence_stride, time_steps,
     KIND: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -61,7 +62,7 @@ def pointwise_kernel(
             residual_ptr += residual_stride
         current = tl.where(t == 0, current + bias, current)
         counts, value, m, o = refine(
-            m, o, current, theta, reciprocal, power, 1.0 / power, levels, lower, upper, KIND, True, CAPPED
+            m, o, current, theta, reciprocal, power, 1.0 / power, levels, dead_zone, lower, upper, KIND, True, CAPPED
         )
         power = tl.maximum(power * gamma, SMALLEST_LEVEL)
         y = value if SCALED else counts
@@ -107,7 +108,8 @@ def forward(x_seq: Tensor, weight: Tensor, coding: Coding, arguments: Arguments)
     with triton_launch.device_of(x_seq):
         pointwise_kernel[(tiles,)](
             x_seq, weight.reshape(channels, channels_in).contiguous(), residual, sequence, *tensors, *scalars,
-            *(coding.spike_value(t, torch.float32) for t in (1, 0)), float(coding.largest_unit), lower, upper,
+            *(coding.spike_value(t, torch.float32) for t in (1, 0)), float(coding.largest_unit),
+            float(getattr(coding, "dead_zone", 0.5)), lower, upper,
             positions, channels_in, channels, x_seq.stride(0), 0 if residual is None else residual.stride(0),
             sequence.stride(0), time_steps, KIND=triton_launch.KINDS[type(coding)], CAPPED=upper < math.inf,
             SCALED=arguments.sequence_scaled, **TILE, num_warps=WARPS, num_stages=STAGES, enable_fp_fusion=False,

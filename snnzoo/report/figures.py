@@ -187,6 +187,45 @@ def early_exit(one: Measured, roles: Roles) -> Figure:
     return figure
 
 
+def energy(measured: Sequence[Measured], roles: Roles) -> Figure:
+    """The network's energy over its ANN's by each model; and of each layer, marked where events do not pay."""
+    layers = max(len(one.evaluation.energy[0].layers) for one in measured)
+    figure = Figure(figsize=(9.5, max(3.2, 0.17 * layers + 1.4)), layout="constrained")
+    by_model, by_layer = figure.subplots(1, 2, width_ratios=(2, 3))
+    models = [row.model for row in measured[0].evaluation.energy]
+    width = 0.8 / len(measured)
+    for i, one in enumerate(measured):
+        places = [place + (i - (len(measured) - 1) / 2) * width for place in range(len(models))]
+        ratios = [row.ratio for row in one.evaluation.energy]
+        bars = by_model.bar(places, ratios, width * 0.9, color=roles[f"series{i % SERIES + 1}"], label=one.label)
+        if len(measured) == 1:
+            by_model.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], color=roles["ink"])
+    by_model.set_xticks(range(len(models)), models)
+    by_model.set(title="Energy over that of the ANN", ylabel="ratio")
+    if len(measured) > 1:
+        by_model.legend(loc="upper left", bbox_to_anchor=(0, -0.1))
+    for i, row in enumerate(measured[0].evaluation.energy):
+        ratios = [layer.ratio for layer in row.layers]
+        color = roles[f"series{i % SERIES + 1}"]
+        by_layer.plot(ratios, range(len(ratios)), color=color, marker=".", label=row.model)
+        above = [(layer.ratio, place) for place, layer in enumerate(row.layers) if not layer.pays]
+        if above:
+            by_layer.plot(*zip(*above, strict=True), "x", color=color, markersize=7)
+    verdicts = measured[0].evaluation.energy[0].layers
+    skip = max(1, -(-len(verdicts) // 60))
+    by_layer.set_yticks(range(0, len(verdicts), skip), [layer.layer for layer in verdicts[::skip]], fontsize=7)
+    which = f" of {measured[0].label}" if len(measured) > 1 else ""
+    by_layer.set(title=f"Layers{which} (x: above break-even)", xlabel="ratio", xscale="log")
+    by_layer.invert_yaxis()
+    by_layer.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    by_model.axhline(1, color=roles["ink"], linestyle="--", linewidth=1.2)
+    by_layer.axvline(1, color=roles["ink"], linestyle="--", linewidth=1.2)
+    for ax in (by_model, by_layer):
+        ax.grid(True, linewidth=0.6)
+        ax.set_axisbelow(True)
+    return figure
+
+
 def confusion(one: Measured, roles: Roles) -> Figure:
     """What images of each class were taken for."""
     figure = Figure(figsize=(6.5, 5.6), layout="constrained")

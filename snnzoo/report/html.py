@@ -66,7 +66,7 @@ def render(measured: Sequence[Measured], title: str, command: str) -> str:
     if len(measured) == 1:
         parts.append(_tiles(measured[0]))
     parts += [_figure(lambda roles: figures.accuracy(measured, roles), "Accuracy against time steps and energy")]
-    parts += [_results(measured), _notes(measured)]
+    parts += [_results(measured), _notes(measured), *_energy(measured)]
     for one in measured:
         if len(measured) > 1:
             parts.append(f"<h2>{escape(one.label)}: {escape(one.coding)}</h2>")
@@ -166,6 +166,37 @@ def _notes(measured: Sequence[Measured]) -> str:
         "multiplication and accumulation (Horowitz 2014); a graded event counts once for each of its bits; memory is "
         "left out.</p>"
     )
+
+
+def _energy(measured: Sequence[Measured]) -> list[str]:
+    """The models of energy, of networks that have an ANN."""
+    compared = [one for one in measured if one.evaluation.energy]
+    if not compared:
+        return []
+    name = len(measured) > 1
+    rows = [
+        [
+            *([one.label] if name else []),
+            row.model,
+            f"{row.ann_uj:.3g}",
+            f"{row.snn_uj:.3g}",
+            f"{row.ratio:.2f}",
+            f"{row.above_break_even} of {len(row.layers)}",
+            row.contains,
+            row.source,
+        ]
+        for one in compared
+        for row in one.evaluation.energy
+    ]
+    headings = ["model", "ANN, µJ", "SNN, µJ", "ratio", "layers above break-even", "contains", "source"]
+    return [
+        "<h2>Energy</h2>",
+        _figure(lambda roles: figures.energy(compared, roles), "Energy over that of the ANN, by model and by layer"),
+        _table([*(["network"] if name else []), *headings], rows),
+        '<p class="note">Of an image after the last T, 45 nm. The dashed line is the ANN. A layer above it is marked: '
+        "its event rate is above the rate at which both networks take the same. No model contains what keeps a chip "
+        "awake, nor how a chip reaches its memories.</p>",
+    ]
 
 
 def _details(one: Measured, level: str) -> list[str]:
