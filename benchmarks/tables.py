@@ -5,7 +5,8 @@
 
 A file has one row a measurement. Its columns `machine`, `version` (of snnzoo, and of what it is compared with) and
 `command` (which gives the row when it is run) must be there and filled; they are told below the table, and all others
-are its columns. A number in the text is to be one of a row, too: `without_row` finds those that are not.
+are its columns. A number in the text is to be one of a row, too, or of `code` if it was not measured: `without_row`
+finds those that are not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TOLD_BELOW = ("machine", "version", "command")
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_CELL = re.compile(r"(?<=\|) *(-?\d[\d,]*\.\d+) *(?=\|)")  # of a table by hand
 _MEASURED = re.compile(rf"({_NUMBER.pattern}) ?(?:%|ms\b|µs\b|MB\b|points\b|images/s\b)")
 
 
@@ -58,11 +60,12 @@ def filled(text: str) -> str:
 
 
 def without_row(text: str) -> list[str]:
-    """Return the numbers with a unit in a page's own words, outside code and made tables, that no row has."""
+    """Return the numbers with a unit, or in a table, of a page's own words, outside code, that no row has."""
     rows = [row for path in RESULTS.glob("*.csv") for row in rows_of(path.stem)]
     known = {number for row in rows for cell in row.values() for number in _NUMBER.findall(cell)}
     prose = re.sub(r"^```.*?^```", "", _PLACE.sub("", text), flags=re.DOTALL | re.MULTILINE)
-    found = _MEASURED.findall(re.sub(r"`[^`]*`", "", prose))
+    prose = re.sub(r"`[^`]*`", "", prose)
+    found = [*_MEASURED.findall(prose), *_CELL.findall(prose)]
     return [number for number in found if number not in known]
 
 

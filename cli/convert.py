@@ -13,6 +13,7 @@ from snnzoo.cli.preparing import Preparing
 from snnzoo.cli.tables import choice_table, fit_line, layer_table
 from snnzoo.data.folders import class_names, is_frames, list_samples
 from snnzoo.data.preprocess import MAX_PIXELS
+from snnzoo.distributed import Rank, joined
 from snnzoo.errors import UsageError
 from snnzoo.export.targets import target_named
 from snnzoo.recognition.ann import ann_source
@@ -128,6 +129,7 @@ def convert(
       snnzoo convert vgg11 --option pool=avg --checkpoint vgg.pth --calib-data cifar10/train --for sinabs
       snnzoo convert timm:resnet50d.a1_in1k --calib-data imagenet/train
       snnzoo convert mynet.py:make_net --checkpoint mine.pth --preprocess cifar10 --calib-data DIR
+      torchrun --nproc-per-node 2 -m snnzoo.cli convert resnet18 --calib-data imagenet/train
     """
     common.check_time_steps(time_steps)
     model_options = common.parse_options(option)
@@ -151,7 +153,10 @@ def convert(
     if minimise is not None and tolerance is not None:
         options["tolerance"] = tolerance
     common.check_device_and_dtype(device, "float32")
-    check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
+    rank = Rank.from_environment()
+    if rank.is_first:
+        check_outputs({"-o": output, "--json": json}, filter(None, [checkpoint, manifest_file]), force=force)
+    quiet = quiet or not rank.is_first
 
     from snnzoo import conversion
     from snnzoo.conversion.choice import TOLERANCE
@@ -169,9 +174,9 @@ def convert(
         chosen = recipe_for(target, **options)
     notes: list[str] = []
     left_out = LeftOut(notes.append)
-    with common.progress_bars(quiet) as progress:
-        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-        module = origin.load(progress, notes.append).to(common.torch_device(device))
+    with joined(rank), common.progress_bars(quiet) as progress:
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress, "rank": rank}
+        module = origin.load(progress, notes.append).to(common.torch_device(device, rank.local_rank))
         if settings is not None:
             settings = preparing.settings_for(module, origin, settings, notes.append)
         images = exit_images = choice = found = None
@@ -217,6 +222,8 @@ def convert(
             assert isinstance(info, conversion.Conversion)
             info.recipe["for"] = target
             cost = cost_of(net, ann, images, exit_images, threshold)
+    if not rank.is_first:
+        return
     conversion.save(net, output, replace=force)
     for line in notes:
         common.say(line, quiet)

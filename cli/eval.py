@@ -14,8 +14,8 @@ from snnzoo.cli import common, results
 from snnzoo.cli.measuring import measure
 from snnzoo.data.folders import check_class_folders, numbers_out_of_order
 from snnzoo.data.preprocess import MAX_PIXELS
+from snnzoo.distributed import Rank, joined
 from snnzoo.errors import UsageError
-from snnzoo.evaluation.distributed import Rank, joined
 from snnzoo.recognition.snn import check_arguments
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnzoo.cli import common
 from snnzoo.data.folders import file_version
-from snnzoo.evaluation.distributed import Rank
+from snnzoo.distributed import Rank
 from snnzoo.recognition.snn import TrainedNetwork
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import snnzoo
 from helpers import shake_batch_norm
 from snnzoo.data.datasets import labelled_data
 from snnzoo.data.preprocess import Preprocess
+from snnzoo.distributed import Rank
 from snnzoo.errors import SnnzooError
 from snnzoo.evaluation import evaluate
-from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.evaluator import Interrupted
 from snnzoo.evaluation.partial import PartialCounts
 from snnzoo.evaluation.runner import Runner

@@ -5,7 +5,8 @@ computed once for each network; values are freed after their last use. A neuron 
 positions. Where values are large, as at the front of a network, fewer images are run; the others join, through all that
 is converted, where there is room. So memory is bounded, whatever the depth and the number of images.
 
-Nothing that the walk does waits for a value to be known: on a GPU it is launched as a whole.
+Nothing that the walk does waits for a value to be known: on a GPU it is launched as a whole. (Several processes do
+wait for each other, at each neuron.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from snnzoo import ops
 from snnzoo.codings import Activation, Coding
 from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.conversion.neurons import Parameters, install
+from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net
 from snnzoo.graph.graph import Graph, Node
@@ -166,15 +168,17 @@ class Calibrator:
         coding: of the kind of all that are to be fitted.
         batch_size: images that run at a time.
         seed: of the sampled positions.
+        rank: of several processes, this one: each runs its batches, and all fit to what all have sampled, so that they
+            find the same, and what one process finds.
     """
 
-    def __init__(self, ann: Ann, coding: Coding, *, batch_size: int, seed: int) -> None:
+    def __init__(self, ann: Ann, coding: Coding, *, batch_size: int, seed: int, rank: Rank = ALONE) -> None:
         self.network = _with_neurons_to_be_set(ann, coding)
         self.shapes = value_shapes(self.network.graph, self.network.tensors(), ann.input_shape, ann.model_name)
         self.constants = {node.path: self.network.neuron(node.path).bias.clone() for node in ann.graph.neurons}
         # of a folded network, what a scale in front would have multiplied input and output with
         self.gains = {node.path: 1 / self.network.neuron(node.path).v_threshold for node in ann.graph.neurons}
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.rank = batch_size, seed, rank
 
     def run(
         self,
@@ -202,7 +206,7 @@ class Calibrator:
             SnnzooError: if an activation is NaN or infinite.
         """
         self.network.use(coding)
-        walk = _Walk(self.network, self.constants, coding, time_steps)
+        walk = _Walk(self.network, self.constants, self.shapes, coding, time_steps, self.rank)
         fits = images_that_fit(self.network.graph, self.shapes, _dtype(walk.tensors), len(images), time_steps)
         costs = [self._cost_of(node, time_steps) for node in walk.nodes]
         generator = torch.Generator().manual_seed(self.seed)
@@ -294,9 +298,13 @@ def _with_neurons_to_be_set(ann: Ann, coding: Coding) -> FoldedNetwork:
 
 @dataclass
 class _Batch:
-    """The values of some images that are still needed: the ANN's `[N, ...]`, and the network's `[T, N, ...]`."""
+    """The values of some images that are still needed: the ANN's `[N, ...]`, and the network's `[T, N, ...]`.
+
+    Of a batch that is another process's, there are none.
+    """
 
     size: int
+    mine: bool
     ann: dict[str, Tensor] = field(default_factory=dict)
     snn: dict[str, Tensor] = field(default_factory=dict)
 
@@ -305,14 +313,20 @@ class _Walk:
     """Both networks, as far as they have been run: the folded graph is the ANN's, too, with its activations."""
 
     def __init__(
-        self, network: FoldedNetwork, constants: Mapping[str, Tensor], coding: Coding, time_steps: int
+        self,
+        network: FoldedNetwork,
+        constants: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+        coding: Coding,
+        time_steps: int,
+        rank: Rank,
     ) -> None:
-        self.network, self.coding, self.time_steps = network, coding, time_steps
+        self.network, self.coding, self.time_steps, self.rank = network, coding, time_steps, rank
         self.graph: Graph = network.graph
         self.tensors = network.tensors()
         self.nodes = [node for node in self.graph if node.name not in self.graph.behind_readout]
         self.sites = {node.name for node in self.graph.neurons}
-        self.constants = constants
+        self.constants, self.shapes = constants, shapes
         self.batches: list[_Batch] = []
 
     @property
@@ -322,23 +336,40 @@ class _Walk:
 
     def join(self, images: Tensor, place: int) -> None:
         """Take in more images, and run them through the nodes before `place`."""
-        images = images.to(next(iter(self.tensors.values())).device, _dtype(self.tensors))
-        batch = _Batch(len(images))
+        batch = _Batch(len(images), self.rank.takes(len(self.batches)))
+        self.batches.append(batch)
+        if not batch.mine:
+            return
+        images = images.to(self.device, _dtype(self.tensors))
         batch.ann[INPUT] = _channels_last(ann_input(images))
         batch.snn[INPUT] = network_input(_channels_last(images), self.coding, self.time_steps)
         for node in self.nodes[:place]:
             self._run_ann(node, batch)
             self._run_network(node, batch)
-        self.batches.append(batch)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
+    @property
+    def mine(self) -> dict[int, _Batch]:
+        """The batches of this process, by their numbers."""
+        return {number: batch for number, batch in enumerate(self.batches) if batch.mine}
+
+    def _of_all(self, found: Mapping[int, tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """What was found of each batch, in their order, whichever process has it."""
+        if self.rank.world_size > 1:
+            found = {number: tuple(value.cpu() for value in values) for number, values in found.items()}
+        return [tuple(value.to(self.device) for value in values) for values in self.rank.in_order(found)]
 
     def run_ann(self, node: Node) -> None:
         """Run a node of the ANN on all images."""
-        for batch in self.batches:
+        for batch in self.mine.values():
             self._run_ann(node, batch)
 
     def run_network(self, node: Node) -> None:
         """Run a node of the spiking network on all images, and free what nothing needs any more."""
-        for batch in self.batches:
+        for batch in self.mine.values():
             self._run_network(node, batch)
 
     def set_neuron(self, node: Node, parameters: Mapping[str, Tensor]) -> None:
@@ -349,14 +380,14 @@ class _Walk:
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """Return the ANN's logits `[N, classes]`, and the network's after each step, `[T, N, classes]`."""
-        expected, actual = [], []
-        for batch in self.batches:
+        found = {}
+        for number, batch in self.mine.items():
             for node in self.graph:
                 if node.name in self.graph.behind_readout:
                     self._run_ann(node, batch)
-            expected.append(batch.ann[self.graph.output])
-            actual.append(self.network.read_out(batch.snn[self.graph.decoded]))
+            found[number] = batch.ann[self.graph.output], self.network.read_out(batch.snn[self.graph.decoded])
             reset_net(self.network)
+        expected, actual = zip(*self._of_all(found), strict=True)
         return torch.cat(expected), torch.cat(actual, 1)
 
     def _run_ann(self, node: Node, batch: _Batch) -> None:
@@ -381,28 +412,33 @@ class _Walk:
 
     def collect(self, node: Node, positions: int, percentile: float, generator: torch.Generator) -> Site:
         """Sample what reaches an activation."""
-        total = self.images
-        inputs, targets = [], []
-        largest: Tensor | None = None  # [C, k], sorted
-        for batch in self.batches:
-            values = batch.ann[node.name].movedim(1, -1).flatten(0, -2)  # [positions, C]
-            wanted = min(positions, SAMPLED_VALUES // (self.time_steps * values.shape[1]))
-            count = min(len(values), math.ceil(wanted * batch.size / total))
-            chosen = _sample(len(values), count, generator).to(values.device)
-            targets.append(values.index_select(0, chosen))
-            inputs.append(functools.reduce(torch.add, (_positions(batch.snn[name], chosen) for name in node.inputs)))
-            kept = math.floor(total * len(values) // batch.size * (1 - percentile / 100)) + 1
-            magnitudes = values.abs().T if kept > 1 else _peak(values, batch.size).unsqueeze(1)
-            candidates = magnitudes if largest is None else torch.cat([largest, magnitudes], 1)
-            largest = candidates.topk(min(kept, candidates.shape[1]), dim=1).values
-        assert largest is not None
-        peak, at_percentile = largest[:, 0], largest[:, -1]
+        channels, *sizes = self.shapes[node.name]
+        total, pixels = self.images, math.prod(sizes)
+        kept = math.floor(total * pixels * (1 - percentile / 100)) + 1
+        wanted = min(positions, SAMPLED_VALUES // (self.time_steps * channels))
+        found = {}
+        for number, batch in enumerate(self.batches):
+            count = min(batch.size * pixels, math.ceil(wanted * batch.size / total))
+            places = _sample(batch.size * pixels, count, generator)  # drawn in every process, to draw the same
+            if batch.mine:
+                found[number] = self._sampled(node, batch, places.to(self.device), kept)
+        inputs, targets, largest = zip(*self._of_all(found), strict=True)
+        magnitudes = torch.cat(largest, 1)
+        magnitudes = magnitudes.topk(min(kept, magnitudes.shape[1]), dim=1).values  # [C, k], sorted
+        peak, at_percentile = magnitudes[:, 0], magnitudes[:, -1]
         at_percentile = torch.where(at_percentile > 0, at_percentile, peak)  # a channel that fires more rarely
         x_seq, target = torch.cat(inputs, 1), torch.cat(targets)
         if self.coding.bias_once and node.inputs[0] not in self.graph.before_neurons:
             x_seq = x_seq.cumsum(0)
         x_seq += self.constants[node.path]
         return Site(node.path, self.coding, node.activation, x_seq, target, fill_dead(peak), fill_dead(at_percentile))
+
+    def _sampled(self, node: Node, batch: _Batch, places: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one batch, the inputs and activations at some places, and the largest magnitudes of each channel."""
+        values = batch.ann[node.name].movedim(1, -1).flatten(0, -2)  # [positions, C]
+        inputs = functools.reduce(torch.add, (_positions(batch.snn[name], places) for name in node.inputs))
+        magnitudes = values.abs().T if kept > 1 else _peak(values, batch.size).unsqueeze(1)
+        return inputs, values.index_select(0, places), magnitudes.topk(min(kept, magnitudes.shape[1]), dim=1).values
 
 
 def _peak(values: Tensor, images: int) -> Tensor:

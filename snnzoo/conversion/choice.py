@@ -15,6 +15,7 @@ from snnzoo.conversion.inputs import ann_input, has_frames, network_input
 from snnzoo.conversion.neurons import install
 from snnzoo.conversion.operations import Operations
 from snnzoo.conversion.recipes import Recipe, fit_extrapolation, make_recipe
+from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.inference import prepare_for_inference
@@ -74,6 +75,7 @@ def choose(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    rank: Rank = ALONE,
 ) -> Choice:
     """The fewest time steps, and for these the smallest K, whose top-1 agrees with the ANN's within `tolerance`.
 
@@ -88,6 +90,7 @@ def choose(
         images: preprocessed, `[N, C, H, W]`, N >= 2; or frames of events, `[N, T, C, H, W]`, which settle T.
         tolerance: percentage points of agreement that may be missing to 100.
         progress: called with (done, total, description).
+        rank: of several processes, this one (see `snnzoo.distributed`); all make the same choice.
 
     Returns:
         the choice; the candidate of the best agreement if none is within the tolerance.
@@ -106,7 +109,7 @@ def choose(
     held_back = images[len(fitted) :][:HELD_BACK]
     candidates: list[Candidate] = []
     own = ann if isinstance(ann, Ann) else capture_ann(ann, images)
-    calibrator = Calibrator(own, make_recipe("delta").coding, batch_size=batch_size, seed=seed)
+    calibrator = Calibrator(own, make_recipe("delta").coding, batch_size=batch_size, seed=seed, rank=rank)
     operations = Operations.of(own)
     judge = Judge(own, held_back, tolerance, batch_size)
 

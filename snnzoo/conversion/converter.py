@@ -21,6 +21,7 @@ from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
 from snnzoo.conversion.neurons import install
 from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation, make_recipe
+from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import UsageError
 from snnzoo.fit import check
 from snnzoo.graph.network import Ann, SpikingNetwork
@@ -120,6 +121,7 @@ def convert_ann(
     calibration_source: str | None = None,
     choice: Choice | None = None,
     exit_images: Tensor | None = None,
+    rank: Rank = ALONE,
     **origin: Any,
 ) -> SpikingNetwork:
     """Convert a network, with all that a file says of it; arguments as `convert`.
@@ -130,6 +132,7 @@ def convert_ann(
         calibration_source: where the images are from, for the record.
         choice: how recipe and time steps were chosen, for the record.
         exit_images: samples that rules of early exit are chosen on.
+        rank: of several processes, this one: they share the samples, and all return the network that one would.
         origin: `preprocess`, `classes`, `source` and `fit` of the `Conversion`.
 
     Raises:
@@ -156,7 +159,9 @@ def convert_ann(
         check.check_data_free(own)
         parameters = data_free_parameters(own.graph, own.tensors(), coding)
     else:
-        coding, extrapolation, found, fewest = _calibrated(own, images, recipe, time_steps, batch_size, seed, progress)
+        coding, extrapolation, found, fewest = _calibrated(
+            own, images, recipe, time_steps, batch_size, seed, progress, rank
+        )
         parameters, layers = found.parameters, found.layers
         if fewest is not None:
             record["fewest"] = fewest.to_dict()
@@ -175,7 +180,7 @@ def convert_ann(
         **origin,
     )
     if exit_images is not None and time_steps > 1:
-        calibrate_exits(net, exit_images, batch_size=batch_size, progress=progress)
+        calibrate_exits(net, exit_images, batch_size=batch_size, progress=progress, rank=rank)
     return net
 
 
@@ -187,9 +192,10 @@ def _calibrated(
     batch_size: int,
     seed: int,
     progress: Progress | None,
+    rank: Rank,
 ) -> tuple[Coding, float, Calibration, Fewest | None]:
     """The best of the recipe's codings, its readout, all sites fitted to it, and how the fewest events were found."""
-    calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed)
+    calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed, rank=rank)
     fewest: Fewest | None = None
     fit = recipe.fit
     if recipe.minimise:

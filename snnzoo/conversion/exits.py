@@ -16,6 +16,7 @@ from torch import Tensor
 
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import network_input
+from snnzoo.distributed import ALONE, Rank
 from snnzoo.early_exit import MEASURES, NEVER, ChosenRule, ExitRule, ExitTable
 from snnzoo.errors import UsageError
 from snnzoo.functional import reset_net
@@ -39,6 +40,7 @@ def calibrate_exits(
     measure: str = MEASURE,
     batch_size: int = 64,
     progress: Progress | None = None,
+    rank: Rank = ALONE,
 ) -> ExitTable:
     """Choose a network's exit rules, and keep them in its `conversion`, so that `snnzoo.save` writes them.
 
@@ -51,6 +53,7 @@ def calibrate_exits(
         tolerances: shares of images, in percent, that may leave with another class than that of all T steps.
         measure: "gap" or "entropy" (`snnzoo.early_exit`).
         progress: called with (done, total, description).
+        rank: of several processes, this one (see `snnzoo.distributed`); all choose the same rules.
 
     Raises:
         UsageError: for a network that was not converted, fewer than 64 images, or tolerances not in (0, 100).
@@ -67,27 +70,29 @@ def calibrate_exits(
         raise UsageError("exit rules are for networks of more than one time step")
     if not all(0 < tolerance < 100 for tolerance in tolerances):
         raise UsageError(f"tolerances must be points between 0 and 100, got {list(tolerances)}")
-    logits = _readouts(net, images, conversion.time_steps, batch_size, progress)
+    logits = _readouts(net, images, conversion.time_steps, batch_size, progress, rank)
     conversion.exits = choose_rules(logits, tolerances, measure)
     return conversion.exits
 
 
 def _readouts(
-    net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int, progress: Progress | None
+    net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int, progress: Progress | None, rank: Rank = ALONE
 ) -> Tensor:
     """The logits after each step, `[T, N, classes]`, on the CPU."""
     weight = next(net.parameters())
-    found: list[Tensor] = []
+    found: dict[int, Tensor] = {}
     with torch.inference_mode():
         for done, part in enumerate(images.split(batch_size)):
+            if not rank.takes(done):
+                continue
             if progress:
                 progress(done * batch_size, len(images), "exit rules")
             reset_net(net)
-            found.append(net(network_input(part.to(weight.device, weight.dtype), net.coding, time_steps)).cpu())
+            found[done] = net(network_input(part.to(weight.device, weight.dtype), net.coding, time_steps)).cpu()
     reset_net(net)
     if progress:
         progress(len(images), len(images), "exit rules")
-    return torch.cat(found, 1)
+    return torch.cat(rank.in_order(found), 1)
 
 
 def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEASURE) -> ExitTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torch.utils.data import Dataset
 from snnzoo.conversion.inputs import ann_input, check_floating
 from snnzoo.data.datasets import labelled_tensors
 from snnzoo.data.loading import LeftOut, batches
+from snnzoo.distributed import ALONE, Rank
 from snnzoo.early_exit import ExitRule
 from snnzoo.errors import SnnzooError, UnreadableSample, UsageError
-from snnzoo.evaluation.distributed import Rank
 from snnzoo.evaluation.layer_errors import layer_errors
 from snnzoo.evaluation.neurobench import neurobench_metrics
 from snnzoo.evaluation.partial import PartialCounts
@@ -29,8 +30,6 @@ from snnzoo.graph.trained import as_graph
 from snnzoo.models.base import SpikingNet
 from snnzoo.progress import Progress
 from snnzoo.threshold_node import ThresholdNode
-
-ALONE = Rank()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -88,7 +87,7 @@ def evaluate(
         neurobench: whether to measure NeuroBench's metrics, too (`evaluation.neurobench`), which takes longer.
         check_fit: whether to refuse a network whose BN statistics are far from what these images give (`fit.check`);
             otherwise that is only said.
-        rank: of several processes, this one (see `snnzoo.evaluation.distributed`); all give the whole result.
+        rank: of several processes, this one (see `snnzoo.distributed`); all give the whole result.
         partial: where counts are kept, until the caller has done with the results and deletes them.
         resume: go on from the counts in `partial`, if there are any.
         progress: called with (done, total, description).
@@ -151,7 +150,7 @@ def evaluate(
     finally:
         if partial and counted[1]:
             partial.save(*counted)
-    tally = rank.gather(counted[0])
+    tally = reduce(Tally.plus, rank.gather(counted[0]))
     LeftOut(notify, tally.left_out).require_some(tally.images)
     result = tally.evaluation(network.coding, ann is not None)
     if neurobench:

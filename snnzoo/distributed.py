@@ -1,4 +1,4 @@
-"""One evaluation in several processes, as `torchrun` starts them.
+"""One job in several processes, as `torchrun` starts them.
 
 Each process takes every n-th batch, so that batches, and with them all results, are those of one process.
 """
@@ -6,14 +6,12 @@ Each process takes every n-th batch, so that batches, and with them all results,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from snnzoo.evaluation.tally import Tally
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,24 @@ class Rank:
         """Whether this process prints and writes."""
         return self.rank == 0
 
-    def gather(self, tally: Tally) -> Tally:
-        """Return what all processes counted, in each of them."""
+    def takes(self, batch: int) -> bool:
+        """Return whether this process runs the batch of this number, from 0."""
+        return batch % self.world_size == self.rank
+
+    def gather(self, value: V) -> list[V]:
+        """Return what all processes have, by their ranks, in each of them. Tensors are to be on the CPU."""
         if self.world_size == 1:
-            return tally
+            return [value]
         import torch.distributed as dist
 
-        tallies: list[Tally] = [tally] * self.world_size
-        dist.all_gather_object(tallies, tally)
-        return reduce(lambda a, b: a.plus(b), tallies)
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def in_order(self, found: Mapping[int, V]) -> list[V]:
+        """Return what all processes found of their batches, in the order of the batches' numbers, in each of them."""
+        of_all = {number: value for part in self.gather(dict(found)) for number, value in part.items()}
+        return [of_all[number] for number in sorted(of_all)]
 
     def first_says(self, value: bool) -> bool:
         """Return what `value` is in the first process, in each of them."""
@@ -56,12 +63,13 @@ class Rank:
         return values[0]
 
 
+ALONE = Rank()
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
 @contextmanager
 def joined(rank: Rank) -> Iterator[None]:
-    """Connect the processes while the context is entered. Counts are exchanged on the CPU, with gloo."""
+    """Connect the processes while the context is entered. Values are exchanged on the CPU, with gloo."""
     if rank.world_size == 1:
         yield
         return
