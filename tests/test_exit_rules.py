@@ -1,5 +1,6 @@
 """Exit rules: how they are chosen, kept in a file, and what the command line makes of them."""
 
+import copy
 import dataclasses
 import json
 
@@ -153,34 +154,37 @@ def data():
 
 
 def test_the_row_of_early_exit_equals_counts_by_hand(net, resnet20, data):
+    """In float64: in float32 an image at the edge of a rule may leave a step later in another batch."""
     images, labels = data.tensors
+    data = images.double(), labels
+    net, resnet20 = copy.deepcopy(net).double(), copy.deepcopy(resnet20).double()
     rule = net.conversion.exits.rule(60.0)
     fast = prepare_for_inference(net)
-    logits = fast(images.expand(3, *images.shape))
+    logits = fast(images.double().expand(3, *images.shape))
     answers, steps = rule.apply(logits)
     assert 1 < steps.double().mean() < 3
     alone = 0.0
     for t in steps.unique().tolist():
         those = steps == t
-        fixed = evaluate(net, None, (images[those], labels[those]), [t]).results[0]
+        fixed = evaluate(net, None, (data[0][those], labels[those]), [t], dtype=torch.float64).results[0]
         alone += fixed.synaptic_operations * those.sum().item() / 20
     rows = []
     for batch_size in (1, 7, 20):
-        result = evaluate(net, resnet20, data, [1], batch_size=batch_size, exit=rule)
+        result = evaluate(net, resnet20, data, [1], batch_size=batch_size, exit=rule, dtype=torch.float64)
         assert [row.time_steps for row in result.results] == [1, 3]  # beside that of all steps
         row = result.exit
         assert row.steps == torch.bincount(steps - 1, minlength=3).tolist()
         assert row.mean_steps == pytest.approx(steps.double().mean().item())
         assert row.top1 == (answers.argmax(1) == labels).double().mean().item()
         with torch.inference_mode():
-            assert row.agreement == (answers.argmax(1) == resnet20(images).argmax(1)).double().mean().item()
+            assert row.agreement == (answers.argmax(1) == resnet20(data[0]).argmax(1)).double().mean().item()
         assert row.synaptic_operations < result.results[-1].synaptic_operations
         assert row.energy_uj < result.results[-1].energy_uj
         assert row.images_per_second > 0
         assert row.curve[0] == (1.0, (rule.readout(logits[0], 0).argmax(1) == labels).double().mean().item())
         assert row.curve[-1] == (3.0, result.results[-1].top1)
         rows.append((row.top5, row.curve))
-        assert row.synaptic_operations == pytest.approx(alone, rel=1e-3)  # in float32 a spike may differ
+        assert row.synaptic_operations == pytest.approx(alone)
     assert rows[0] == rows[1] == rows[2]
 
 
