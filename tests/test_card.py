@@ -17,7 +17,7 @@ from snnzoo.report.card import About, read_results, render, results_of
 RESULT = {
     "file": "somewhere/net.safetensors",
     "model": "resnet20",
-    "coding": {"name": "delta", "levels": 3, "gamma": 0.5},
+    "coding": Delta(3, 0.5).to_dict(),
     "data": "/data/cifar10/test",
     "images": 500,
     "device": "cpu",

@@ -87,6 +87,10 @@ class Delta(Coding):
         s = n * q
         return n, s, (m, o + s)
 
+    def __str__(self) -> str:
+        told = super().__str__()  # but for a dead zone that is none
+        return told.removesuffix(", dead_zone=0.5)") + ")" if self.dead_zone == 0.5 else told
+
     @property
     def default_time_steps(self) -> int:
         return 8 if self.levels == 1 else 4
