@@ -95,7 +95,7 @@ _ROWS = (
         "snntorch",
         "snnTorch",
         "snntorch.import_nir.import_from_nir(graph)",
-        "IF is read with a leak of 10 % a step, so it is written as a LIF without one; it resets to zero, one "
+        "IF is read with a leak of a tenth a step, so it is written as a LIF without one; it resets to zero, one "
         "threshold a layer. Flatten takes the batch, too",
         neuron={"to_zero": True},
         if_as_lif=True,
