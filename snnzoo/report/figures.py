@@ -187,6 +187,18 @@ def early_exit(one: Measured, roles: Roles) -> Figure:
     return figure
 
 
+class _Plain(matplotlib.ticker.LogFormatter):
+    """Numbers along a logarithmic axis as plain text: mathematical type is not drawn in SVG."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _plain_logarithm(ax: Any) -> None:
+    ax.xaxis.set_major_formatter(_Plain())
+    ax.xaxis.set_minor_formatter(_Plain(labelOnlyBase=False, minor_thresholds=(1, 0.5)))
+
+
 def energy(measured: Sequence[Measured], roles: Roles) -> Figure:
     """The network's energy over its ANN's by each model; and of each layer, marked where events do not pay."""
     layers = max(len(one.evaluation.energy[0].layers) for one in measured)
@@ -216,6 +228,7 @@ def energy(measured: Sequence[Measured], roles: Roles) -> Figure:
     by_layer.set_yticks(range(0, len(verdicts), skip), [layer.layer for layer in verdicts[::skip]], fontsize=7)
     which = f" of {measured[0].label}" if len(measured) > 1 else ""
     by_layer.set(title=f"Layers{which} (x: above break-even)", xlabel="ratio", xscale="log")
+    _plain_logarithm(by_layer)
     by_layer.invert_yaxis()
     by_layer.legend(loc="upper left", bbox_to_anchor=(1, 1))
     by_model.axhline(1, color=roles["ink"], linestyle="--", linewidth=1.2)
@@ -261,8 +274,7 @@ def _draw_accuracy(axes: Any, measured: Sequence[Measured], roles: Roles) -> Non
         xlabel="energy per image, µJ (45 nm estimate)",
         xscale="log",
     )
-    by_energy.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    by_energy.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.5)))
+    _plain_logarithm(by_energy)
     for ax in axes:
         ax.grid(True, linewidth=0.6)
         ax.margins(x=0.14, y=0.16)

@@ -182,20 +182,19 @@ def _energy(measured: Sequence[Measured]) -> list[str]:
             f"{row.snn_uj:.3g}",
             f"{row.ratio:.2f}",
             f"{row.above_break_even} of {len(row.layers)}",
-            row.contains,
-            row.source,
         ]
         for one in compared
         for row in one.evaluation.energy
     ]
-    headings = ["model", "ANN, µJ", "SNN, µJ", "ratio", "layers above break-even", "contains", "source"]
+    headings = ["model", "ANN, µJ", "SNN, µJ", "ratio", "layers above break-even"]
+    models = "; ".join(f"{row.model}: {row.contains} ({row.source})" for row in compared[0].evaluation.energy)
     return [
         "<h2>Energy</h2>",
         _figure(lambda roles: figures.energy(compared, roles), "Energy over that of the ANN, by model and by layer"),
         _table([*(["network"] if name else []), *headings], rows),
         '<p class="note">Of an image after the last T, 45 nm. The dashed line is the ANN. A layer above it is marked: '
         "its event rate is above the rate at which both networks take the same. No model contains what keeps a chip "
-        "awake, nor how a chip reaches its memories.</p>",
+        f"awake, nor how a chip reaches its memories. {escape(models[:1].upper() + models[1:])}.</p>",
     ]
 
 
