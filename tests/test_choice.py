@@ -143,7 +143,7 @@ def test_descending_ends_in_the_minimum_of_what_falls_and_rises_from_any_start(e
 
 def test_the_fitted_extrapolation_brings_a_converted_network_closer_to_its_ann():
     torch.manual_seed(0)
-    ann = shake_batch_norm(snnzoo.create_model("resnet56", neuron=nn.ReLU, step_mode="s", num_classes=5)).eval()
+    ann = shake_batch_norm(snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s", num_classes=5)).eval()
     images = torch.randn(32, 3, 16, 16)
     net = snnzoo.convert(ann, images, levels=1, gamma=0.7, time_steps=4)
     assert 0 < net.conversion.extrapolation <= recipes.MOST_EXTRAPOLATION
