@@ -69,7 +69,7 @@ def test_a_report_and_a_picture_are_written_beside_the_table(run, files, image_f
     report = Path("out.html").read_text()
     assert "--report out.html" in report  # the command
     assert "Conversion error" in report
-    assert report.count("<svg") == 3
+    assert report.count("<svg") == 4
     assert Path("out.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = run("eval", files[0], "--data", image_folder, "--report", "out.html")
     assert (code, "out.html exists" in err) == (2, True)
@@ -123,7 +123,7 @@ def interrupt_after(monkeypatch):
 
 
 def test_ctrl_c_says_what_is_measured_and_resume_goes_on(run, files, image_folder, interrupt_after):
-    command = ("eval", files[0], "--data", image_folder, "--batch-size", "7")
+    command = ("eval", files[0], "--data", image_folder, "--batch-size", "7", "--json", "resumed.json")
     undo = interrupt_after(2)
     code, out, err = run(*command)
     undo()
@@ -137,10 +137,10 @@ def test_ctrl_c_says_what_is_measured_and_resume_goes_on(run, files, image_folde
     code, out, _ = run(*command, "--resume")  # and again
     undo()
     assert "so far, 21 of 30 images" in out
-    code, _, err = run(*command, "--resume", "--json", "resumed.json")
+    code, _, err = run(*command, "--resume")
     assert code == 0, err
     assert not list(Path("home").rglob("partial/*"))
-    code, _, _ = run(*command, "--json", "whole.json")
+    code, _, _ = run(*command[:-1], "whole.json")
     whole, resumed = (counts(json.loads(Path(name).read_text())) for name in ("whole.json", "resumed.json"))
     assert resumed == whole
 
@@ -256,7 +256,7 @@ def test_shards_add_up_to_the_whole(files, image_folder, monkeypatch):
     data = labelled_data(str(image_folder), SMALL, None, 10)
     whole = evaluate(net, ann, data, [1, 2], batch_size=4)
     tallies = []
-    monkeypatch.setattr(Rank, "gather", lambda self, tally: tallies.append(tally) or tally)
+    monkeypatch.setattr(Rank, "gather", lambda self, tally: tallies.append(tally) or [tally])
     for count in (2, 3, 9):  # 8 batches: the ninth process has none
         tallies.clear()
         for rank in range(count):
@@ -277,7 +277,8 @@ def test_several_threads_read_the_same_images(run, files, image_folder):
 def test_torchrun_gives_the_same_to_the_digit_and_one_process_prints(run, files, image_folder):
     """30 images in batches of 4 on 2 processes: 4 batches each, the last of 2 images."""
     command = ("eval", files[0], "--data", image_folder, "--batch-size", "4", "--device", "cpu")
-    assert run(*command, "--json", "one.json")[0] == 0
+    code, printed, _ = run(*command, "--json", "one.json")
+    assert code == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -289,6 +290,6 @@ def test_torchrun_gives_the_same_to_the_digit_and_one_process_prints(run, files,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("┏") == 1
+    assert done.stdout.count("┏") == printed.count("┏") > 0
     one, two = (counts(json.loads(Path(name).read_text())) for name in ("one.json", "two.json"))
     assert two == one
