@@ -83,13 +83,15 @@ def cost_of(
     Args:
         net: converted from `ann` for a target.
         images: that it was calibrated on; the network of the recipe "rate" is, too.
-        held_back: others, to count on.
+        held_back: others, to count on; those of the calibration if there are none.
         threshold: how those of the recipe "rate" are found.
     """
     info = net.conversion
     assert isinstance(info, Conversion)
     recipe = make_recipe("rate", **({} if threshold is None else {"threshold": threshold}))
     rate = convert_ann(ann, images, recipe, info.time_steps)
+    if held_back is None or len(held_back) == 0:
+        held_back = None
     chosen = (images if held_back is None else held_back)[:MOST_IMAGES]
     return TargetCost(
         str(info.recipe["for"]),
