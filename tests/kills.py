@@ -29,10 +29,10 @@ from snnzoo.evaluation.partial import PartialCounts
 
 COMMANDS = {
     "convert": ("convert", "resnet20", "--checkpoint", "ann.pth", "--calib-data", "data", "--calib-samples", "8",
-                "--input-size", "16", "--recipe", "delta", "-T", "2", "-o", "net.safetensors"),
+                "--input-size", "16", "--force-fit", "--recipe", "delta", "-T", "2", "-o", "net.safetensors"),
     "export": ("export", "ready.safetensors", "--format", "pt2", "-T", "1", "-o", "net.pt2"),
     "remap": ("remap", "ann.pth", "--to", "timm", "-o", "renamed.pth"),
-    "eval": ("eval", "ready.safetensors", "--data", "data", "--batch-size", "4", "--json", "result.json"),
+    "eval": ("eval", "ready.safetensors", "--data", "data", "--batch-size", "4", "--force-fit", "--json", "result.json"),
 }  # fmt: skip
 
 
