@@ -32,7 +32,8 @@ COMMANDS = {
                 "--input-size", "16", "--force-fit", "--recipe", "delta", "-T", "2", "-o", "net.safetensors"),
     "export": ("export", "ready.safetensors", "--format", "pt2", "-T", "1", "-o", "net.pt2"),
     "remap": ("remap", "ann.pth", "--to", "timm", "-o", "renamed.pth"),
-    "eval": ("eval", "ready.safetensors", "--data", "data", "--batch-size", "4", "--force-fit", "--json", "result.json"),
+    "eval": ("eval", "ready.safetensors", "--data", "data", "--batch-size", "4", "--force-fit",
+             "--json", "result.json"),
 }  # fmt: skip
 
 
