@@ -8,17 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnzoo.conversion.answers import answers
+from snnzoo.conversion.choice import Judge
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.converter import convert_ann
-from snnzoo.conversion.inputs import ann_input, network_input
 from snnzoo.conversion.neurons import install
 from snnzoo.conversion.recipes import Recipe, make_recipe
 from snnzoo.export.nir import to_nir
 from snnzoo.export.targets import target_named
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.graph.shapes import site_channels
-from snnzoo.inference import prepare_for_inference
 
 MOST_IMAGES = 128  # on which the cost is counted
 BATCH = 32
@@ -90,26 +88,15 @@ def cost_of(
     assert isinstance(info, Conversion)
     recipe = make_recipe("rate", **({} if threshold is None else {"threshold": threshold}))
     rate = convert_ann(ann, images, recipe, info.time_steps)
-    if held_back is None or len(held_back) == 0:
-        held_back = None
-    chosen = (images if held_back is None else held_back)[:MOST_IMAGES]
+    others = images if held_back is None or len(held_back) == 0 else held_back
+    chosen = others[:MOST_IMAGES]
+    judge = Judge(ann, chosen, tolerance=100.0, batch_size=BATCH)
+    agreement, agreement_of_rate = (judge.agreement(one, info.time_steps)[0] / 100 for one in (net, rate))
     return TargetCost(
         str(info.recipe["for"]),
         info.time_steps,
         len(chosen),
-        held_back is not None,
-        _agreement(net, ann, chosen, info.time_steps),
-        _agreement(rate, ann, chosen, info.time_steps),
+        others is not images,
+        agreement,
+        agreement_of_rate,
     )
-
-
-@torch.inference_mode()
-def _agreement(net: SpikingNetwork, ann: Ann, images: Tensor, time_steps: int) -> float:
-    """The share of images `[N, ...]` that keep the ANN's class after T steps."""
-    fast = prepare_for_inference(net)
-    assert net.coding is not None
-    same = 0
-    for part in images.to(fast.device, fast.dtype).split(BATCH):
-        found = fast.final(network_input(part, net.coding, time_steps))
-        same += int((answers(found) == answers(ann(ann_input(part)))).sum())
-    return same / len(images)
