@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from snnzoo.codings import Coding
-from snnzoo.energy import PJ_PER_ACCUMULATE, PJ_PER_MULTIPLY_ACCUMULATE
+from snnzoo.energy import MODELS, LayerCounts, NetworkFacts
 from snnzoo.graph.fan_out import dense_operations, operations_of_an_event
 from snnzoo.graph.network import Ann
 from snnzoo.graph.operations import INPUT
@@ -44,7 +44,7 @@ class Operations:
         graph, tensors = ann.graph, ann.tensors()
         shapes = {INPUT: tuple(ann.input_shape), **value_shapes(graph, tensors, ann.input_shape, ann.model_name)}
         dense = dense_operations(graph, tensors, shapes)
-        fans = operations_of_an_event(graph, tensors, shapes)
+        fans = operations_of_an_event(graph, dense, shapes)
         return cls(
             sum(dense.values()),
             sum(count for name, count in dense.items() if name in graph.analog),
@@ -58,5 +58,9 @@ class Operations:
 
     def energy(self, layers: Iterable[Fires], time_steps: int, coding: Coding) -> float:
         """Return the arithmetic's energy over that of the ANN (`snnzoo.energy`, "arithmetic")."""
-        synaptic = self.synaptic(layers, time_steps) * coding.event_bits * PJ_PER_ACCUMULATE
-        return (self.analog * PJ_PER_MULTIPLY_ACCUMULATE + synaptic) / (self.dense * PJ_PER_MULTIPLY_ACCUMULATE)
+        both = LayerCounts("analog", self.analog, True, 0, 0, 0, 0.0, 0.0)
+        spiking = LayerCounts(
+            "spiking", self.dense - self.analog, False, 0, 0, 0, self.synaptic(layers, time_steps), 0.0
+        )
+        in_ann, in_network = MODELS["arithmetic"].totals([both, spiking], NetworkFacts(time_steps, coding.event_bits))
+        return in_network / in_ann

@@ -60,14 +60,17 @@ def dense_operations(
 
 
 def operations_of_an_event(
-    graph: Graph, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+    graph: Graph, dense: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, float]:
     """Return how many synaptic operations an event of each neuron site sets off on average, by the site's path.
 
     Through pools, sums and joins an event is taken to pass as it is, so that one before an average pool counts for more
     than it does when others join it there.
+
+    Args:
+        dense: what `dense_operations` gives of the same graph.
+        shapes: of one image's values.
     """
-    dense = dense_operations(graph, tensors, shapes)
     sites = {node.name for node in graph.neurons}
     onwards: dict[str, float] = {}  # of an event at each value
     for node in reversed(graph.nodes):
