@@ -38,6 +38,7 @@ from snnzoo.data.preprocess import Preprocess
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.export.check import ROUNDED, Check, Run, write_checked
 from snnzoo.export.integer_run import ONE, READOUT, IntegerNetwork
+from snnzoo.export.pools import even_window
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.graph.operations import INPUT
@@ -238,23 +239,17 @@ class _Writer:
         self._keep(node, "conv", scale, **settings)
 
     def _pool(self, node: Node) -> None:
-        (_, height, width), shape, settings = self.shapes[node.inputs[0]], self.shapes[node.name], node.settings
-        padding, stride = [0, 0], None
-        if node.operation == "avg_pool2d":
-            kernel, padding = settings["kernel_size"], settings["padding"]
-            stride = settings["stride"] or kernel
-            fits = not (settings["ceil_mode"] or settings["divisor_override"])
-            fits = fits and (settings["count_include_pad"] or not any(padding))
-        elif node.operation == "mean":
-            kernel, fits = [height, width], sorted(d % 4 for d in settings["dim"]) == [2, 3]
-        else:
-            fits = height % shape[1] == 0 and width % shape[2] == 0
-            kernel = [height // shape[1], width // shape[2]]
-        if not fits:
+        before, behind, flat = self.shapes[node.inputs[0]], self.shapes[node.name], False
+        over_pixels = True
+        if node.operation == "mean":
+            over_pixels, flat = sorted(d % 4 for d in node.settings["dim"]) == [2, 3], not node.settings["keepdim"]
+            behind = (before[0], 1, 1)
+        window = even_window(node, before, behind) if over_pixels else None
+        if window is None:
             raise self._cannot(node, "pools unevenly")
+        kernel, stride, padding = window
         unit = self.unit[node.inputs[0]] / math.prod(kernel)
-        flat = node.operation == "mean" and not settings["keepdim"]
-        self._keep(node, "sum_pool", unit, kernel=kernel, stride=stride or kernel, padding=padding, flat=flat)
+        self._keep(node, "sum_pool", unit, kernel=kernel, stride=stride, padding=padding, flat=flat)
 
     def _max_pool(self, node: Node) -> None:
         settings = node.settings

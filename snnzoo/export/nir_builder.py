@@ -12,6 +12,7 @@ from torch import Tensor
 from snnzoo.codings import IF, LIF, Plain, Rate
 from snnzoo.errors import SnnzooError
 from snnzoo.export.nir_nodes import Draft, Signal, ones, per_neuron, plain_conv, ungrouped
+from snnzoo.export.pools import even_window
 from snnzoo.export.targets import Target
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import SpikingNetwork
@@ -262,24 +263,14 @@ class Builder:
         return self._linear(name, plain_conv(x.stride), weight, None, Signal(x.shape, x.sources), shape)
 
     def _pool(self, node: Node, x: Signal, shape: tuple[int, ...]) -> Signal:
-        height, width = x.shape[1:]
-        settings = node.settings
-        if node.operation == "avg_pool2d":
-            if settings["ceil_mode"] or settings["divisor_override"]:
-                raise self._cannot(node)
-            if any(settings["padding"]) and not settings["count_include_pad"]:
-                raise self._cannot(node)
-            kernel, padding = settings["kernel_size"], settings["padding"]
-            stride = settings["stride"] or kernel
-        else:
-            if height % shape[1] or width % shape[2]:
-                raise self._cannot(node)
-            kernel = stride = [height // shape[1], width // shape[2]]
-            padding = [0, 0]
+        window = even_window(node, x.shape, shape)
+        if window is None:
+            raise self._cannot(node)
+        kernel, stride, padding = window
         if kernel == [1, 1] and stride == [1, 1]:
             return x
         name = self._name(node, "_pool" if node.operation == "mean" else "")
-        arguments = [np.array(sizes) for sizes in (kernel, stride, padding)]
+        arguments = [np.array(sizes) for sizes in window]
         if self.target.pool == "avg":
             return self._alike(name, x, nir.AvgPool2d(*arguments), shape)
         if any(padding):
