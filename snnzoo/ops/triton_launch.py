@@ -69,8 +69,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
         return result
     flat = _FlatArguments(order, x_seq, arguments)
     block = _block(order, 8)
-    activation = arguments.activation
-    lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
+    refining = refinement(coding, arguments)
     sequence = _flat(order, result.sequence)
     (before_0, before_1), (after_0, after_1) = flat.state, _pair(result.state)
     with device_of(x_seq):
@@ -88,12 +87,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             *flat.scalars,
             _tau(coding),
             *_start(coding),
-            coding.spike_value(1, torch.float32),  # gamma, rounded
-            coding.spike_value(arguments.t, torch.float32),
-            float(coding.largest_unit),
-            float(getattr(coding, "dead_zone", 0.5)),
-            lower,
-            upper,
+            *refining,
             order.numel,
             order.channels,
             order.inner,
@@ -106,7 +100,7 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             HARD=isinstance(coding, IF) and coding.v_reset is not None,
             DECAY_INPUT=isinstance(coding, LIF) and coding.decay_input,
             DIFFERENTIAL=coding.bias_once and not arguments.absolute,
-            CAPPED=upper < math.inf,
+            CAPPED=refining[-1] < math.inf,
             SCALED=arguments.scaled if arguments.output == "sum" else arguments.sequence_scaled,
             WIDE=order.numel > WIDE_FROM,
             BLOCK=block,
@@ -114,6 +108,14 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
             enable_fp_fusion=False,
         )
     return result
+
+
+def refinement(coding: Coding, arguments: Arguments) -> tuple[float, ...]:
+    """Return what kernels take of neurons that refine: gamma, power, levels, dead_zone, lower and upper."""
+    activation = arguments.activation
+    lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
+    gamma, power = (coding.spike_value(t, torch.float32) for t in (1, arguments.t))  # rounded
+    return gamma, power, float(coding.largest_unit), float(getattr(coding, "dead_zone", 0.5)), lower, upper
 
 
 def backward(grads: Gradients, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from snnzoo.codings import Coding, Delta, Differential
-from snnzoo.codings.activations import Clamp
 from snnzoo.ops import triton_launch
 from snnzoo.ops.memory import MemoryOrder
 from snnzoo.ops.spec import Arguments
@@ -100,18 +99,15 @@ def forward(x_seq: Tensor, weight: Tensor, coding: Coding, arguments: Arguments)
     order = MemoryOrder((1, 3, 4, 2), (batch, *size, channels))
     sequence = order.empty(x_seq, arguments.out_dtype, time_steps)
     residual = None if arguments.residual is None else order.flatten(arguments.residual)
-    activation = arguments.activation
-    lower, upper = (activation.minimum, activation.maximum) if isinstance(activation, Clamp) else (0.0, math.inf)
+    refining = triton_launch.refinement(coding, arguments)
     tensors = [value.contiguous() if isinstance(value, Tensor) else None for value in arguments.parameters]
     scalars = [0.0 if isinstance(value, Tensor) else float(value) for value in arguments.parameters]
     tiles = triton.cdiv(positions, TILE["ROWS"]) * triton.cdiv(channels, TILE["COLUMNS"])
     with triton_launch.device_of(x_seq):
         pointwise_kernel[(tiles,)](
             x_seq, weight.reshape(channels, channels_in).contiguous(), residual, sequence, *tensors, *scalars,
-            *(coding.spike_value(t, torch.float32) for t in (1, 0)), float(coding.largest_unit),
-            float(getattr(coding, "dead_zone", 0.5)), lower, upper,
-            positions, channels_in, channels, x_seq.stride(0), 0 if residual is None else residual.stride(0),
-            sequence.stride(0), time_steps, KIND=triton_launch.KINDS[type(coding)], CAPPED=upper < math.inf,
+            *refining, positions, channels_in, channels, x_seq.stride(0), 0 if residual is None else residual.stride(0),
+            sequence.stride(0), time_steps, KIND=triton_launch.KINDS[type(coding)], CAPPED=refining[-1] < math.inf,
             SCALED=arguments.sequence_scaled, **TILE, num_warps=WARPS, num_stages=STAGES, enable_fp_fusion=False,
         )  # fmt: skip
     return sequence
