@@ -1,6 +1,10 @@
 """What several tests need."""
 
 import functools
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +32,20 @@ RECIPES = {
     "signed": ("signed", {}),
     "data-free": ("delta", {"levels": 7}),
 }
+
+
+def torchrun(*command, processes=2):
+    """Run a command of snnzoo in several processes, each with as many threads as this one; what became of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes))
+    return subprocess.run(
+        [*launcher, "--master-port", str(port), "-m", "snnzoo.cli", *command],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+    )
 
 
 def shake_batch_norm(net, seed=0):

@@ -6,9 +6,6 @@ import functools
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ import torch
 from torch import nn
 
 import snnzoo
-from helpers import shake_batch_norm
+from helpers import shake_batch_norm, torchrun
 from snnzoo.data.datasets import labelled_data
 from snnzoo.data.preprocess import Preprocess
 from snnzoo.distributed import Rank
@@ -279,16 +276,7 @@ def test_torchrun_gives_the_same_to_the_digit_and_one_process_prints(run, files,
     command = ("eval", files[0], "--data", image_folder, "--batch-size", "4", "--device", "cpu")
     code, printed, _ = run(*command, "--json", "one.json")
     assert code == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
-    done = subprocess.run(
-        [*launcher, "-m", "snnzoo.cli", *command, "--json", "two.json"],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-    )
+    done = torchrun(*command, "--json", "two.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("┏") == printed.count("┏") > 0
     one, two = (counts(json.loads(Path(name).read_text())) for name in ("one.json", "two.json"))

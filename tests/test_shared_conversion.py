@@ -1,23 +1,18 @@
 """`torchrun` shares a conversion: the file is the one that a single process writes, to the last bit."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 
 import snnzoo
-from helpers import shake_batch_norm
+from helpers import shake_batch_norm, torchrun
 from snnzoo.distributed import Rank
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, image_folder):
-    """Converts a ResNet-20 on 70 images in batches of 16 or fewer: 4 for the neurons, 1 for the choice of gamma."""
+    """Converts a ResNet-20 on 16 images in batches of 5: two for each of two processes."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     ann = shake_batch_norm(snnzoo.create_model("resnet20", neuron=nn.ReLU, step_mode="s"))
@@ -31,16 +26,7 @@ def command(tmp_path, monkeypatch, image_folder):
 )
 def test_two_processes_write_the_file_of_one_and_one_of_them_prints(run_command, command, options):
     assert run_command(*command, *options, "-o", "one.safetensors")[0] == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
-    done = subprocess.run(
-        [*launcher, "-m", "snnzoo.cli", *command, *options, "-o", "two.safetensors"],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-    )
+    done = torchrun(*command, *options, "-o", "two.safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("wrote two.safetensors") == 1
     with safe_open("one.safetensors", "pt") as one, safe_open("two.safetensors", "pt") as two:
