@@ -67,8 +67,9 @@ def convert(
     minimise: Annotated[
         str | None,
         typer.Option(
-            metavar="events",
-            help="Thresholds, gamma and dead zone of the fewest events whose agreement is within --tolerance.",
+            metavar="events|steps",
+            help="Neurons of the fewest events, or of the fewest steps until images leave (eval --exit), whose "
+            "agreement is within --tolerance.",
         ),
     ] = None,
     threshold: Annotated[
@@ -230,12 +231,14 @@ def convert(
     _report(net.conversion, left_out.names, output, cost, json, force, quiet, verbose)
 
 
-def _fewest_line(recipe: dict[str, Any]) -> str:
-    fewest = recipe["fewest"]
-    found = "fewest events" if fewest["within"] else "nothing is, so these are the closest,"
+def _minimised_line(recipe: dict[str, Any]) -> str:
+    what = {"events": "fewest", "steps": "earliest"}[recipe["minimise"]]
+    trade = recipe[what]
+    found = f"fewest {recipe['minimise']}" if trade["within"] else "nothing is, so these are the closest,"
+    steps = f"{trade['mean_steps']:.2f} steps and " if "mean_steps" in trade else ""
     return (
-        f"{found} within {recipe['tolerance']:g} points of the ANN: {fewest['agreement']:.2f} % agreement on "
-        f"{fewest['held_back']} held-back images"
+        f"{found} within {recipe['tolerance']:g} points of the ANN: {steps}{trade['agreement']:.2f} % agreement on "
+        f"{trade['held_back']} held-back images"
     )
 
 
@@ -252,8 +255,7 @@ def _check_tolerance(tolerance: float | None, automatic: bool, calib_data: str |
         return
     if not automatic:
         raise UsageError(
-            "--tolerance chooses steps and levels: leave --recipe, -T, --levels and the like out, "
-            "or add --minimise events"
+            "--tolerance chooses steps and levels: leave --recipe, -T, --levels and the like out, or add --minimise"
         )
     if not 0 <= tolerance < 100:
         raise UsageError(f"--tolerance must be percentage points in [0, 100), got {tolerance:g}")
@@ -303,8 +305,8 @@ def _report(
         common.console().print(layer_table(conversion.layers))
     if "choice" in conversion.recipe and not quiet:
         common.console(stderr=True).print(choice_table(conversion.recipe["choice"]))
-    if "fewest" in conversion.recipe:
-        common.say(_fewest_line(conversion.recipe), quiet)
+    if conversion.recipe.get("minimise"):
+        common.say(_minimised_line(conversion.recipe), quiet)
     source = conversion.source.get("weights") or conversion.source.get("file")
     shape = "{}x{} input".format(*conversion.preprocess.size) if conversion.preprocess else "frames of events"
     images = calibration["images"]

@@ -91,7 +91,7 @@ def net(resnet20):
     """Converted, with exit rules, and with those of one tolerance at which about half of the images leave early."""
     images = torch.randn(88, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     net = snnzoo.convert(resnet20, images[:24], time_steps=3, gamma=0.5, exit_images=images[24:])
-    logits = exits._readouts(net, images[24:], 3, 64, None)
+    logits = exits.readouts(net, images[24:], 3, 64)
     table = exits.choose_rules(logits, (0.5, 60.0))
     rule = table.rule(60.0)
     medians = tuple(gap(rule.readout(logits[t], t)).median().item() for t in range(2))

@@ -126,7 +126,7 @@ def test_fewer_events_are_sent_and_the_record_says_how_they_were_found():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"minimise": "energy"}, "minimise must be events"),
+    ({"minimise": "energy"}, "minimise must be events or steps"),
     ({"minimise": "events", "threshold": "max"}, "leave threshold"),
     ({"minimise": "events", "tolerance": 100}, "percentage points"), ({"tolerance": 1}, "leave it out"),
 ])  # fmt: skip

@@ -14,6 +14,7 @@ from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibrator, SiteReport
 from snnzoo.conversion.choice import Choice, choose
 from snnzoo.conversion.converted_file import Conversion
+from snnzoo.conversion.earliest import Earliest, earliest_answers
 from snnzoo.conversion.exits import calibrate_exits
 from snnzoo.conversion.fewest import Fewest, fewest_events
 from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
@@ -159,12 +160,12 @@ def convert_ann(
         check.check_data_free(own)
         parameters = data_free_parameters(own.graph, own.tensors(), coding)
     else:
-        coding, extrapolation, found, fewest = _calibrated(
+        coding, extrapolation, found, trade = _calibrated(
             own, images, recipe, time_steps, batch_size, seed, progress, rank
         )
         parameters, layers = found.parameters, found.layers
-        if fewest is not None:
-            record["fewest"] = fewest.to_dict()
+        if trade is not None:
+            record[trade.name] = trade.to_dict()
         digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
         record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
     net = install(own, coding, parameters, extrapolation)
@@ -193,16 +194,17 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
     rank: Rank,
-) -> tuple[Coding, float, Calibration, Fewest | None]:
-    """The best of the recipe's codings, its readout, all sites fitted to it, and how the fewest events were found."""
+) -> tuple[Coding, float, Calibration, Fewest | Earliest | None]:
+    """The best of the recipe's codings, its readout, all sites fitted to it, and how the least of something was."""
     calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed, rank=rank)
-    fewest: Fewest | None = None
+    trade: Fewest | Earliest | None = None
     fit = recipe.fit
-    if recipe.minimise:
-        fewest = fewest_events(
-            ann, calibrator, images, recipe, time_steps, batch_size=batch_size, seed=seed, progress=progress
-        )
-        recipe, fit = replace(recipe, coding=fewest.coding, candidates=()), fewest.fit
+    if recipe.minimise == "events":
+        trade = fewest_events(ann, calibrator, images, recipe, time_steps, batch_size, seed, progress)
+    elif recipe.minimise == "steps":
+        trade = earliest_answers(ann, calibrator, images, recipe, time_steps, batch_size, progress)
+    if trade is not None:
+        recipe, fit = replace(recipe, coding=trade.coding, candidates=()), trade.fit
     few = images[:SEARCH_IMAGES]
     search = USUAL_SEARCHES * calibrator.cost(len(few), time_steps, SEARCH_POSITIONS) if recipe.candidates else 0.0
     done, limit, total = 0.0, search, search + calibrator.cost(len(images), time_steps)
@@ -233,4 +235,4 @@ def _calibrated(
     found = calibrated(best, images, SAMPLED_POSITIONS)
     report(total, "readout")
     extrapolation, _ = fit_extrapolation(best, found.expected, found.actual)
-    return best, extrapolation, found, fewest
+    return best, extrapolation, found, trade

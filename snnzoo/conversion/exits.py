@@ -19,8 +19,8 @@ from snnzoo.conversion.inputs import network_input
 from snnzoo.distributed import ALONE, Rank
 from snnzoo.early_exit import MEASURES, NEVER, ChosenRule, ExitRule, ExitTable
 from snnzoo.errors import UsageError
-from snnzoo.functional import reset_net
 from snnzoo.graph.network import SpikingNetwork
+from snnzoo.inference import prepare_for_inference
 from snnzoo.progress import Progress
 
 TOLERANCES = (0.1, 0.5, 1.0, 2.0)  # points
@@ -70,26 +70,28 @@ def calibrate_exits(
         raise UsageError("exit rules are for networks of more than one time step")
     if not all(0 < tolerance < 100 for tolerance in tolerances):
         raise UsageError(f"tolerances must be points between 0 and 100, got {list(tolerances)}")
-    logits = _readouts(net, images, conversion.time_steps, batch_size, progress, rank)
+    logits = readouts(net, images, conversion.time_steps, batch_size, progress, rank)
     conversion.exits = choose_rules(logits, tolerances, measure)
     return conversion.exits
 
 
-def _readouts(
-    net: SpikingNetwork, images: Tensor, time_steps: int, batch_size: int, progress: Progress | None, rank: Rank = ALONE
+def readouts(
+    net: SpikingNetwork,
+    images: Tensor,
+    time_steps: int,
+    batch_size: int,
+    progress: Progress | None = None,
+    rank: Rank = ALONE,
 ) -> Tensor:
-    """The logits after each step, `[T, N, classes]`, on the CPU."""
-    weight = next(net.parameters())
+    """Return the logits after each step, `[T, N, classes]`, on the CPU; by the network's fast form."""
+    fast = prepare_for_inference(net)
     found: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for done, part in enumerate(images.split(batch_size)):
-            if not rank.takes(done):
-                continue
-            if progress:
-                progress(done * batch_size, len(images), "exit rules")
-            reset_net(net)
-            found[done] = net(network_input(part.to(weight.device, weight.dtype), net.coding, time_steps)).cpu()
-    reset_net(net)
+    for done, part in enumerate(images.split(batch_size)):
+        if not rank.takes(done):
+            continue
+        if progress:
+            progress(done * batch_size, len(images), "exit rules")
+        found[done] = fast(network_input(part.to(fast.device, fast.dtype), net.coding, time_steps)).cpu()
     if progress:
         progress(len(images), len(images), "exit rules")
     return torch.cat(rank.in_order(found), 1)
@@ -99,16 +101,7 @@ def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEA
     """Return the rules for images with these logits after each step, `[T, N, classes]`."""
     images = logits.shape[1]
     shift = _shift(logits)
-    found = []  # from the lowest price on
-    for price in PRICES:
-        changed, steps = 0, 0
-        for fold in range(FOLDS):
-            apart = torch.arange(images) % FOLDS == fold
-            thresholds = _thresholds(*_judged(logits[:, ~apart], shift, measure), price)
-            answers, taken = ExitRule(measure, thresholds, shift).apply(logits[:, apart])
-            changed += int((answers.argmax(1) != logits[-1, apart].argmax(1)).sum())
-            steps += int(taken.sum())
-        found.append((price, changed, steps))
+    found = _cross_validated(logits, logits[-1].argmax(1), shift, measure)
     rules = []
     for tolerance in tolerances:
         most = tolerance / 100 * (images + 1) - 1
@@ -120,6 +113,39 @@ def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEA
             steps, changed, thresholds = images * len(logits), 0, (NEVER,) * (len(logits) - 1)
         rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
     return ExitTable(measure, images, tuple(map(tuple, shift.tolist())), tuple(rules))
+
+
+def fewest_steps(logits: Tensor, classes: Tensor, tolerance: float) -> tuple[float, float]:
+    """Return the fewest mean steps by an exit rule whose answers are these classes but for `tolerance` points.
+
+    Args:
+        logits: after each step, `[T, N, classes]`.
+        classes: that the ANN names, `[N]`.
+
+    Returns:
+        the mean steps, and how many answers are those classes, in percent; of the most, if that is too few.
+    """
+    found = _cross_validated(logits, classes, _shift(logits), MEASURE)
+    images = len(classes)
+    most = max(tolerance / 100 * images, min(wrong for _, wrong, _ in found))
+    steps, wrong = min((steps, wrong) for _, wrong, steps in found if wrong <= most)
+    return steps / images, 100 * (1 - wrong / images)
+
+
+def _cross_validated(logits: Tensor, classes: Tensor, shift: Tensor, measure: str) -> list[tuple[float, int, int]]:
+    """For each price, how many images leave with another class than this, and how many steps all take."""
+    images = logits.shape[1]
+    found = []
+    for price in PRICES:
+        changed, steps = 0, 0
+        for fold in range(FOLDS):
+            apart = torch.arange(images) % FOLDS == fold
+            thresholds = _thresholds(*_judged(logits[:, ~apart], shift, measure), price)
+            answers, taken = ExitRule(measure, thresholds, shift).apply(logits[:, apart])
+            changed += int((answers.argmax(1) != classes[apart]).sum())
+            steps += int(taken.sum())
+        found.append((price, changed, steps))
+    return found
 
 
 def _shift(logits: Tensor) -> Tensor:

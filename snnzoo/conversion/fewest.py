@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class Fewest:
     multiplier: float = FIRST_MULTIPLIER
     agreement: float = 0.0
     held_back: int = 0
+    name: ClassVar[str] = "fewest"  # where a file keeps it
 
     @property
     def within(self) -> bool:
@@ -98,7 +99,6 @@ def fewest_events(
     images: Tensor,
     recipe: Recipe,
     time_steps: int,
-    *,
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,

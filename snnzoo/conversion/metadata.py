@@ -49,7 +49,7 @@ def _is_convertible(name: Any) -> bool:
 
 
 def _is_recipe(value: Any) -> bool:
-    parts = ("calibration", "choice", "fewest")
+    parts = ("calibration", "choice", "fewest", "earliest")
     return _is_mapping(value) and is_text(value.get("name")) and all(_is_mapping(value.get(key, {})) for key in parts)
 
 

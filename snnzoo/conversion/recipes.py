@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ LEAST_ANSWER = 0.25  # that outputs are taken to follow a change of the bias by
 BALANCE_PASSES = 30
 MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+Setting = TypeVar("Setting", bound=Hashable)
 THRESHOLDS = ("max", "percentile", "mse", "balanced")
-MINIMISED = ("events",)
+MINIMISED = ("events", "steps")
 FITTING = ("threshold", "bias_correction", "percentile")  # options of every recipe
 TRADING = ("minimise", "tolerance")  # too, but kept only where something is minimised
 
@@ -46,8 +47,9 @@ class Recipe:
             step is taken. Without images, `coding` is.
         minimise: "events" takes the thresholds (and of delta the `gamma` and the `dead_zone`, where they are not given)
             of the fewest synaptic operations whose agreement with the ANN is within `tolerance`
-            (`snnzoo.conversion.fewest`); None the most exact ones.
-        tolerance: percentage points of agreement that may be missing to 100, on images held back from calibration.
+            (`snnzoo.conversion.fewest`); "steps" those (of delta, and its `gamma`) with which images leave after the
+            fewest steps by an exit rule (`snnzoo.conversion.earliest`); None the most exact ones.
+        tolerance: percentage points of agreement that may then be missing to 100, on images held back from calibration.
 
     Raises:
         UsageError: if an argument is out of range.
@@ -70,7 +72,7 @@ class Recipe:
             raise UsageError(f"percentile must be in (0, 100], got {self.percentile}")
         if self.minimise not in (None, *MINIMISED):
             raise UsageError(f"minimise must be {' or '.join(MINIMISED)}, got {self.minimise!r}")
-        if self.minimise and self.threshold != "mse":
+        if self.minimise == "events" and self.threshold != "mse":
             raise UsageError(f"minimise chooses the thresholds itself: leave threshold={self.threshold!r} out")
         if not 0 <= self.tolerance < 100:
             raise UsageError(f"tolerance must be percentage points in [0, 100), got {self.tolerance}")
@@ -175,10 +177,10 @@ def fit_extrapolation(coding: Coding, expected: Tensor, actual: Tensor) -> tuple
     return extrapolation, lacking.square().mean().item()
 
 
-def descend(candidates: Sequence[Coding], start: Coding, error: Callable[[Coding], float]) -> Coding:
+def descend(candidates: Sequence[Setting], start: Setting, error: Callable[[Setting], float]) -> Setting:
     """Return the candidate with neighbours of no less error that is reached from `start`, always going where it falls.
 
-    Along one setting of a coding the error has one minimum, so that few need to be tried.
+    Along one setting of a coding, or another number, the error has one minimum, so that few need to be tried.
     """
     error = functools.cache(error)
     place = candidates.index(start) if start in candidates else len(candidates) // 2
@@ -224,7 +226,7 @@ def make_recipe(name: str, **options: Any) -> Recipe:
             raise UsageError(f"recipe {name} has no option {option!r}, only {', '.join(known)}")
     fitting = {option: options.pop(option) for option in (*FITTING, *TRADING) if option in options}
     if "tolerance" in fitting and not fitting.get("minimise"):
-        raise UsageError('tolerance is for minimise="events" and for recipe="auto": leave it out')
+        raise UsageError('tolerance is for minimise="events" or "steps", and for recipe="auto": leave it out')
     given = {option: value for option, value in options.items() if value is not None}
     coding = CODINGS[name](**given)
     if not isinstance(coding, Delta) or "gamma" in given:

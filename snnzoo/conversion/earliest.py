@@ -1,0 +1,127 @@
+"""Earliest answers: neurons whose first steps say most, for images that leave early.
+
+Neurons that are fitted to what they have sent after all T steps may send next to nothing at first. So they are fitted
+to what they have sent after `settled` steps; what comes later refines that. Of the network, `settled` and the coding's
+gamma are those of the fewest steps by an exit rule whose classes agree with the ANN's, on images held back.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from snnzoo.codings import Coding
+from snnzoo.conversion.calibration import Calibrator, Site
+from snnzoo.conversion.exits import FEWEST_IMAGES, fewest_steps, readouts
+from snnzoo.conversion.inputs import ann_input
+from snnzoo.conversion.neurons import install
+from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation
+from snnzoo.errors import UsageError
+from snnzoo.graph.network import Ann
+from snnzoo.progress import Progress
+
+SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of T, that neurons may settle in
+GAMMAS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+ROUNDS = 2  # of choosing gamma, then the share
+FITTED, POSITIONS = 64, 2048  # images and positions of each channel that a network is fitted on which is judged
+
+
+@dataclass(frozen=True)
+class Earliest:
+    """What was found: the coding, the steps that neurons settle in, and the mean steps and agreement that they give.
+
+    `agreement` with the ANN is in percent, of images that leave early; `within` whether it is in the tolerance.
+    """
+
+    recipe: Recipe
+    coding: Coding
+    settled: int
+    mean_steps: float = 0.0
+    agreement: float = 0.0
+    held_back: int = 0
+    name: ClassVar[str] = "earliest"  # where a file keeps it
+
+    @property
+    def within(self) -> bool:
+        """Whether the agreement is within the recipe's tolerance."""
+        return self.agreement >= 100 - self.recipe.tolerance
+
+    def fit(self, site: Site) -> dict[str, Tensor]:
+        """Return the parameters of one neuron site."""
+        return self.recipe.fit(replace(site, coding=self.coding, x_seq=site.x_seq[: self.settled]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the file keeps them."""
+        names = ("settled", "mean_steps", "agreement", "held_back", "within")
+        return {name: getattr(self, name) for name in names}
+
+
+def earliest_answers(
+    ann: Ann,
+    calibrator: Calibrator,
+    images: Tensor,
+    recipe: Recipe,
+    time_steps: int,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Earliest:
+    """Return the coding and the steps to settle in from which images may leave first.
+
+    Args:
+        images: `[N, C, H, W]`, or frames `[N, T, C, H, W]`: a network is fitted on some, and judged on others.
+        recipe: its coding is where the search starts; a gamma that was given is kept.
+
+    Returns:
+        what agrees best if nothing agrees within the recipe's tolerance.
+
+    Raises:
+        UsageError: for one time step, or fewer than 65 images.
+    """
+    if time_steps == 1:
+        raise UsageError('minimise="steps" is for more than one time step')
+    if len(images) <= FEWEST_IMAGES:
+        raise UsageError(f'minimise="steps" is judged on images held back: give at least {FEWEST_IMAGES + 1}')
+    fitted = images[: min(FITTED, len(images) - FEWEST_IMAGES)]
+    held_back = images[len(fitted) :]
+    with torch.inference_mode():
+        batches = ann_input(held_back).to(next(ann.parameters()).device).split(batch_size)
+        classes = torch.cat([ann(batch) for batch in batches]).argmax(1).cpu()
+    done = 0
+
+    @functools.cache
+    def judged(coding: Coding, settled: int) -> Earliest:
+        nonlocal done
+        if progress:
+            progress(min(done, 19), 20, f"earliest answers: {coding}, settled in {settled}")
+        done += 1
+        trial = Earliest(recipe, coding, settled, held_back=len(held_back))
+        found = calibrator.run(fitted, coding, trial.fit, time_steps, positions=POSITIONS)
+        extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
+        logits = readouts(install(ann, coding, found.parameters, extrapolation), held_back, time_steps, batch_size)
+        mean_steps, agreement = fewest_steps(logits, classes, recipe.tolerance)
+        return replace(trial, mean_steps=mean_steps, agreement=agreement)
+
+    def cost(coding: Coding, settled: int) -> float:
+        trial = judged(coding, settled)
+        return trial.mean_steps if trial.within else time_steps + 100 - trial.agreement
+
+    codings = _codings(recipe)
+    settlings = sorted({max(1, round(share * time_steps)) for share in SHARES})
+    coding, settled = recipe.coding, settlings[len(settlings) // 2]
+    for _ in range(ROUNDS):
+        coding = descend(codings, coding, functools.partial(cost, settled=settled))
+        settled = descend(settlings, settled, functools.partial(cost, coding))
+    if progress:
+        progress(20, 20, "earliest answers: done")
+    return judged(coding, settled)
+
+
+def _codings(recipe: Recipe) -> list[Coding]:
+    """Those with other gammas, in order, where the recipe leaves it open."""
+    if not recipe.candidates:
+        return [recipe.coding]
+    return [replace(recipe.coding, gamma=gamma) for gamma in GAMMAS]  # type: ignore[call-arg]
