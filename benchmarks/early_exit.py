@@ -32,6 +32,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ternary: delta, K=1": ("delta", {"levels": 1}, 16),
     "ternary: signed": ("signed", {}, 16),
     "binary: rate": ("rate", {}, 64),
+    "ternary: delta, K=1, earliest": ("delta", {"levels": 1, "minimise": "steps", "tolerance": 4.0}, 16),
+    "binary: rate, earliest": ("rate", {"minimise": "steps", "tolerance": 4.0}, 64),
 }
 TOLERANCES = (0.1, 0.5, 1.0, 2.0, 5.0)
 BATCH, REPEATS = 64, 9
@@ -108,7 +110,10 @@ def main() -> None:
     for name, (recipe, options, time_steps) in NETWORKS.items():
         if args.only not in name:
             continue
-        fast = prepare_for_inference(snnzoo.convert(ann, images, recipe, time_steps, **options))
+        net = snnzoo.convert(ann, images, recipe, time_steps, **options)
+        if "minimise" in options:
+            print(f"{name}: {net.coding}, {net.conversion.recipe['earliest']}")
+        fast = prepare_for_inference(net)
         chosen_on = readouts(fast, held_back, time_steps)
         if args.speed:
             print_speed(name, fast, chosen_on, x)
