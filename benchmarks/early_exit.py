@@ -32,10 +32,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ternary: delta, K=1": ("delta", {"levels": 1}, 16),
     "ternary: signed": ("signed", {}, 16),
     "binary: rate": ("rate", {}, 64),
-    "ternary: delta, K=1, earliest": ("delta", {"levels": 1, "minimise": "steps", "tolerance": 4.0}, 16),
-    "binary: rate, earliest": ("rate", {"minimise": "steps", "tolerance": 4.0}, 64),
+    "ternary: delta, K=1, earliest": ("delta", {"levels": 1, "minimise": "steps", "tolerance": 8.0}, 16),
+    "binary: rate, earliest": ("rate", {"minimise": "steps", "tolerance": 6.0}, 64),
 }
-TOLERANCES = (0.1, 0.5, 1.0, 2.0, 5.0)
+TOLERANCES = (0.1, 0.5, 1.0, 2.0, 5.0, 8.0)
 BATCH, REPEATS = 64, 9
 
 
