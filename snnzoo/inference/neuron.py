@@ -101,10 +101,9 @@ class FoldedNeuron(nn.Module):
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
         )
-        self.events = result.events
-        self.state = result.state or None
-        self.steps = len(x_seq)
-        self.t += self.steps
+        steps = x_seq.shape[0]
+        # past nn.Module.__setattr__, which looks for parameters and modules, and takes as long as a small layer
+        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
         return outputs

@@ -86,7 +86,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def _run(
     library: ctypes.CDLL, order: MemoryOrder, x_seq: Tensor, coding: Coding, arguments: Arguments, result: NeuronOutput
 ) -> None:
-    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + len(x_seq))
+    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + x_seq.shape[0])
     held = []  # what the call points at, until it is done
 
     def pointer(value: Tensor | None) -> int | None:
@@ -95,18 +95,21 @@ def _run(
         held.append(value)
         return value.data_ptr()
 
+    def cast(value: Tensor) -> Tensor:
+        return value if value.dtype == dtype else value.to(dtype)
+
     def of_channels(value: float | Tensor) -> Tensor:
         if isinstance(value, Tensor) and value.dtype == dtype and value.is_contiguous():
             return value
         return torch.as_tensor(value, dtype=dtype).expand(order.channels).contiguous()
 
     def states(parts: tuple[Tensor, ...]) -> ctypes.Array[c_void_p]:
-        return _Pair(*(pointer(order.laid_step(part.to(dtype))) for part in parts))
+        return _Pair(*(pointer(order.laid_step(cast(part))) for part in parts))
 
     name, settings = _of_coding(coding, dtype)
     function, its_settings = _of_activation(arguments.activation)
     x, theta = order.laid(x_seq), of_channels(arguments.v_threshold)
-    residual = None if arguments.residual is None else order.laid(arguments.residual.to(dtype))
+    residual = None if arguments.residual is None else order.laid(cast(arguments.residual))
     sequence = None if result.sequence is None else order.laid(result.sequence)
     call = Call(
         coding=name,
