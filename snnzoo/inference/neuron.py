@@ -134,7 +134,7 @@ class FoldedNeuron(nn.Module):
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
         if self.keeps_input:
             return False
-        return self.in_place and output == "sequence" and not self.sends_counts and not is_static(x_seq)
+        return self.in_place and output == "sequence" and not self.sends_counts and x_seq.stride(0) != 0
 
     def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
         """Return what a unit of its spikes is worth at step t."""

@@ -184,10 +184,19 @@ class _FlatArguments:
 
     def __init__(self, order: MemoryOrder, x_seq: Tensor, arguments: Arguments) -> None:
         self.x = order.laid(x_seq)
-        self.residual = None if arguments.residual is None else order.laid(arguments.residual)
-        self.state = [None if part is None else order.laid_step(part) for part in _pair(arguments.state or ())]
+        self.residual = _flat(order, arguments.residual)
+        self.state = [_flat_step(order, part) for part in _pair(arguments.state or ())]
         self.tensors = [value.contiguous() if isinstance(value, Tensor) else None for value in arguments.parameters]
         self.scalars = [0.0 if isinstance(value, Tensor) else float(value) for value in arguments.parameters]
+
+
+def _flat(order: MemoryOrder, x_seq: Tensor | None) -> Tensor | None:
+    """A sequence as kernels take it: of what lies in this order, they need no more than the address."""
+    return None if x_seq is None else order.laid(x_seq)
+
+
+def _flat_step(order: MemoryOrder, step: Tensor | None) -> Tensor | None:
+    return None if step is None else order.laid_step(step)
 
 
 def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
