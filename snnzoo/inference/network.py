@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +50,13 @@ class FoldedNetwork(SpikingNetwork):
             model_name=net.model_name,
             input_shape=net.input_shape,
         )
-        self._neurons: dict[str, FoldedNeuron] = {path: self.get_submodule(path) for path in neurons}  # type: ignore
+        self._neurons = {path: self.get_submodule(path) for path in neurons}
         self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
         self._pointwise: dict[str, Node] = {}  # by neurons' names, the convolution that they run, and by its own
         self.eval().requires_grad_(False)
 
-    def neuron(self, path: str) -> FoldedNeuron:
+    def neuron(self, path: str) -> Any:
         return self._neurons[path]
 
     def replace(self, node: Node, module: nn.Module) -> None:
