@@ -1,6 +1,7 @@
 """Shapes of a network's values, found without data: the graph is run on a batch of no images.
 
-The meta device would tell them, too, but takes two seconds to get ready: its kernels import torch._dynamo and sympy.
+The meta device would tell them, too, but takes two seconds to get ready: its kernels import torch._dynamo and sympy. It
+is left to operations that are not known to give the right shape without images.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from snnzoo.graph.operations import INPUT
 from snnzoo.graph.run import run_node
 
 MOST_VALUES = 1 << 34  # of one image, of one node
+_TELL_WITHOUT_IMAGES = (
+    *("conv2d", "linear", "add", "multiply", "scale", "shift", "activation"),
+    *("cat", "slice", "reshape", "permute", "pad", "mean", "sum", "amax"),
+    *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d"),
+)
 
 
 def value_shapes(
@@ -63,6 +69,11 @@ def _of_no_images(node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor
         size, factors = node.settings["size"], node.settings["scale_factor"]
         height, width = size or (math.floor(n * by) for n, by in zip(x.shape[2:], factors, strict=True))
         return x.new_empty((*x.shape[:2], height, width))
+    if node.operation not in _TELL_WITHOUT_IMAGES:
+        meta = {key: tensors[key].to("meta") for key in node.parameters.values()}
+        images = [x.new_empty((2, *x.shape[1:]), device="meta") for x in inputs]
+        value = run_node(node, meta, images)
+        return x.new_empty((0, *value.shape[1:])) if len(value) == 2 else value
     value = run_node(node, tensors, inputs)
     if node.operation == "reshape" and math.prod(value.shape[1:]) != math.prod(x.shape[1:]):
         raise ValueError(f"{list(x.shape[1:])} cannot become {list(value.shape[1:])}")
