@@ -73,6 +73,11 @@ class ExitRule:
         """T, after which all have left."""
         return len(self.thresholds) + 1
 
+    @property
+    def exits(self) -> list[int]:
+        """The steps after which an image may leave, counted from 0; the last is one of them."""
+        return [t for t, threshold in enumerate(self.thresholds) if threshold < NEVER] + [len(self.thresholds)]
+
     def readout(self, logits: Tensor, t: int) -> Tensor:
         """Return what the logits `[N, classes]` after step t, counted from 0, foretell of the last ones."""
         if self.shift is None or t >= len(self.thresholds):

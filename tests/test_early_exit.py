@@ -172,6 +172,29 @@ def test_only_images_that_are_left_are_run():
         assert seen[node.name] == ([16] if node.name in graph.before_neurons else running), node.name
 
 
+@pytest.mark.parametrize("has_frames", [False, True])
+def test_steps_between_which_no_image_may_leave_run_together(has_frames):
+    """Layer by layer, in runs that are not too long; and all is as if they had run one by one."""
+    fast, x, time_steps, runs = prepare_for_inference(resnet("delta")), images(8, 3, 16, 16), 14, []
+    samples = images(time_steps, 8, 3, 16, 16) if has_frames else x
+    x_seq = samples if has_frames else x.expand(time_steps, *x.shape)
+    logits = fast(x_seq)
+    middles = [(best[3] + best[4]) / 2 for best in gap(logits).sort().values.tolist()]
+    rule = ExitRule("gap", tuple(middles[t] if t in (2, 3) else NEVER for t in range(time_steps - 1)))
+    assert rule.exits == [2, 3, 13]
+
+    def watch(node, inputs, value):
+        if node is fast.network.sites[-1]:
+            runs.append(len(value))
+
+    answers, steps = fast.until_sure(samples, rule, watch)
+    assert runs == [3, 1, 8, 2]
+    want, want_steps = rule.apply(logits)
+    assert torch.equal(steps, want_steps)
+    assert {3, 14} <= set(steps.tolist())
+    torch.testing.assert_close(answers, want, rtol=1e-9, atol=1e-9)
+
+
 def test_no_image_leaves_a_rule_that_never_lets_it_and_all_leave_one_that_always_does():
     fast, x = prepare_for_inference(resnet("delta")), images(6, 3, 16, 16)
     logits = fast(x.expand(3, *x.shape))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision import transforms
 
 import snnzoo
 from helpers import firing
@@ -158,6 +159,28 @@ def test_presets_equal_torchvisions_transforms():
     ):
         expected = torchvision.models.get_weight(weights).transforms()(image)
         torch.testing.assert_close(PRESETS[name].transform()(image), expected)
+
+
+@pytest.mark.parametrize("size", [(300, 260), (47, 99), (64, 64), (33, 32)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", [32, (40, 52)])
+def test_preprocessing_is_that_of_torchvision_bit_for_bit(resize, interpolation, size):
+    image = Image.merge("RGB", [Image.effect_noise(size, 80) for _ in "RGB"])
+    for grey in (False, True):
+        for order in ("RGB",) if grey else ("RGB", "BGR"):
+            mean, std = ((0.4,), (0.2,)) if grey else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+            ours = Preprocess(resize, (29, 32), mean, std, interpolation, order)
+            theirs = transforms.Compose(
+                [
+                    *([transforms.Grayscale()] if grey else []),
+                    transforms.Resize(resize, transforms.InterpolationMode(interpolation)),
+                    transforms.CenterCrop((29, 32)),
+                    transforms.ToTensor(),
+                    transforms.Lambda(lambda x, order=order: x.flip(0) if order == "BGR" else x),
+                    transforms.Normalize(mean, std),
+                ]
+            )
+            assert torch.equal(ours.transform()(image), theirs(image))
 
 
 def test_an_unreadable_image_is_named(tmp_path):

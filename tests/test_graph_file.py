@@ -20,7 +20,8 @@ from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.conversion.converted_file import load, load_with_ann, save
 from snnzoo.errors import CheckpointError
 from snnzoo.graph.capture import capture
-from snnzoo.graph.graph import LONGEST_NAME, MOST_NODES, Graph
+from snnzoo.graph.graph import LONGEST_NAME, MOST_NODES, Graph, Node
+from snnzoo.graph.operations import INPUT
 from snnzoo.graph.shapes import value_shapes
 
 # -- Wrong graphs ------------------------------------------------------------------------------------------------------
@@ -242,6 +243,25 @@ def test_a_file_whose_tensors_do_not_fit_its_graph_is_refused(tmp_path):
             load(file)
         assert str(caught.value).startswith(str(file))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("node", "tensors"),
+    [
+        (Node("n", "reshape", (INPUT,), settings={"sizes": [47], "kept": 0}), {}),
+        (Node("n", "upsample", (INPUT,), settings={"size": [1 << 20, 1 << 20], "scale_factor": None}), {}),
+        (
+            Node("n", "batch_norm", (INPUT,), {"eps": 1e-5}, {"running_mean": "m", "running_var": "m"}),
+            {"m": torch.ones(4)},
+        ),
+        (Node("n", "conv2d", (INPUT,), {"padding": [0, 0]}, {"weight": "w"}), {"w": torch.ones(2, 3, 5, 5)}),
+        (Node("n", "sum", (INPUT,), settings={"dim": [0], "keepdim": False}), {}),
+    ],
+    ids=lambda value: getattr(value, "operation", ""),
+)
+def test_what_does_not_fit_is_found_without_images(node, tensors):
+    with pytest.raises(CheckpointError, match="net: its graph and its tensors do not fit each other"):
+        value_shapes(Graph((node,), "n"), tensors, [3, 4, 4], "net")
 
 
 # -- Files of the first format -----------------------------------------------------------------------------------------

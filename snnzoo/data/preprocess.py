@@ -83,25 +83,33 @@ class Preprocess:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def transform(self) -> Callable[[Image], Tensor]:
-        """Return a torchvision transform: RGB image to float32 `[C, crop, crop]`."""
-        from torchvision import transforms
+        """Return what makes an RGB image a float32 tensor `[C, *size]`."""
+        return self._prepared
 
-        grey = [transforms.Grayscale()] if len(self.mean) == 1 else []
-        reorder = [transforms.Lambda(_reversed)] if self.order == "BGR" else []
-        return transforms.Compose(
-            [
-                *grey,
-                transforms.Resize(self.resize, transforms.InterpolationMode(self.interpolation)),
-                transforms.CenterCrop(self.crop),
-                transforms.ToTensor(),
-                *reorder,
-                transforms.Normalize(self.mean, self.std),
-            ]
-        )
+    def _prepared(self, image: Image) -> Tensor:
+        """What torchvision's transforms give, bit for bit; but to import those takes seconds."""
+        import numpy as np
+        import torch
+        from PIL.Image import Resampling
 
+        if len(self.mean) == 1:
+            image = image.convert("L")
+        image = image.resize(self._resized(*image.size), Resampling[self.interpolation.upper()])
+        height, width = self.size
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        pixels = np.array(image.crop((left, top, left + width, top + height)))
+        x = torch.from_numpy(pixels).view(height, width, -1).permute(2, 0, 1).contiguous().float().div(255)
+        if self.order == "BGR":
+            x = x.flip(0)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
 
-def _reversed(image: Tensor) -> Tensor:
-    return image.flip(0)
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image of that size when it is resized."""
+        if not isinstance(self.resize, int):
+            return self.resize[1], self.resize[0]
+        shorter, longer = self.resize, int(self.resize * max(width, height) / min(width, height))
+        return (shorter, longer) if width <= height else (longer, shorter)
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

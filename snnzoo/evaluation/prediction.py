@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,6 @@ def class_names(known: Sequence[str] | None, classes: int) -> Sequence[str]:
     if known is not None:
         return known
     if classes == IMAGENET_CLASSES:
-        from torchvision.models import ResNet18_Weights
-
-        imagenet: list[str] = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
-        return imagenet
+        names = importlib.resources.files("snnzoo").joinpath("data", "imagenet_classes.txt")
+        return names.read_text("utf-8").splitlines()
     return [str(i) for i in range(classes)]

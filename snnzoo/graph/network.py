@@ -324,8 +324,8 @@ class SpikingNetwork(GraphModule, StepModule):
             y_seq = changes[0]
         else:
             y_seq = each_step(lambda *x: row.run(*x, **linear, **node.settings), changes)
-        constant = row.constant(parameters, node.settings, y_seq.ndim - 1)
-        if constant is not None and self._t == 0:
+        constant = row.constant(parameters, node.settings, y_seq.ndim - 1) if self._t == 0 else None
+        if constant is not None:
             y_seq = torch.cat([y_seq[:1] + constant, y_seq[1:]])
         return y_seq
 
@@ -371,12 +371,14 @@ def node_each_step(node: Node, tensors: Mapping[str, Tensor], inputs: list[Tenso
 
 def is_static(x_seq: Tensor) -> bool:
     """Return whether a sequence is one step, expanded over time."""
-    return len(x_seq) > 1 and x_seq.stride(0) == 0
+    return x_seq.stride(0) == 0 and len(x_seq) > 1
 
 
 def each_step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
     """Run a stateless function on sequences `[T, N, ...]`, time folded into the batch; once, if nothing changes."""
     time_steps, batch = inputs[0].shape[:2]
+    if time_steps == 1:
+        return function(*(x[0] for x in inputs)).unsqueeze(0)
     if all(is_static(x) for x in inputs):
         y = function(*(x[0] for x in inputs))
         return y.unsqueeze(0).expand(time_steps, *y.shape)

@@ -136,12 +136,14 @@ class InferenceNetwork:
     def until_sure(self, images: Tensor, exit: ExitRule, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
         """Run each image for as many steps as it needs: those that are sure leave, and the rest goes on without them.
 
-        What becomes of an image does not depend on others in the batch. Steps run one by one, launched from Python.
+        What becomes of an image does not depend on others in the batch. Steps between which none may leave run layer by
+        layer, as those of a call do; all are launched from Python.
 
         Args:
             images: `[N, C, H, W]`; or a sequence of frames, `[T, N, C, H, W]`, of the rule's T.
             exit: of the network's file, `net.conversion.exits.rule(0.5)`, or any other.
-            watch: as of a call; for what comes before all neurons it is called once, if images are static.
+            watch: as of a call, once for each run of steps; for what comes before all neurons once, if images are
+                static.
 
         Returns:
             the logits with which each image left, `[N, classes]`, and after how many steps, `[N]`. Those of a network
@@ -161,7 +163,11 @@ class InferenceNetwork:
         self._reset(keeps_state=True)
         try:
             return run_until_sure(
-                self.network, inputs.unflatten(0, (-1, batch)).expand(time_steps, *x_seq.shape[1:]), exit, watch
+                self.network,
+                inputs.unflatten(0, (-1, batch)).expand(time_steps, *x_seq.shape[1:]),
+                exit,
+                min(STEPS_AT_ONCE, max(1, self._images_at_once(x_seq[:1]) // max(1, batch))),
+                watch,
             )
         finally:
             self._reset(keeps_state=True)

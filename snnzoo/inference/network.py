@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +50,14 @@ class FoldedNetwork(SpikingNetwork):
             model_name=net.model_name,
             input_shape=net.input_shape,
         )
+        self._neurons = {path: self.get_submodule(path) for path in neurons}
         self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
         self._pointwise: dict[str, Node] = {}  # by neurons' names, the convolution that they run, and by its own
         self.eval().requires_grad_(False)
+
+    def neuron(self, path: str) -> Any:
+        return self._neurons[path]
 
     def replace(self, node: Node, module: nn.Module) -> None:
         """Let a stateless module do what a node does."""
@@ -121,7 +126,8 @@ class FoldedNetwork(SpikingNetwork):
                         setattr(module, name, select(value, chosen))
 
     def _run_node(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
-        inputs = [self._converted(node, place, x) for place, x in enumerate(inputs)]
+        if self._replaced:
+            inputs = [self._converted(node, place, x) for place, x in enumerate(inputs)]
         if self._sums_suffice and not self._adds_up and self._is_summed(node):
             inputs = [x.mean(0, keepdim=True) for x in inputs]
         if node.name in self._replaced:

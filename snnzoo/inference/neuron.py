@@ -101,10 +101,9 @@ class FoldedNeuron(nn.Module):
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
         )
-        self.events = result.events
-        self.state = result.state or None
-        self.steps = len(x_seq)
-        self.t += self.steps
+        steps = x_seq.shape[0]
+        # past nn.Module.__setattr__, which looks for parameters and modules, and takes as long as a small layer
+        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
         return outputs
@@ -135,7 +134,7 @@ class FoldedNeuron(nn.Module):
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
         if self.keeps_input:
             return False
-        return self.in_place and output == "sequence" and not self.sends_counts and not is_static(x_seq)
+        return self.in_place and output == "sequence" and not self.sends_counts and x_seq.stride(0) != 0
 
     def spike_value(self, t: int, dtype: torch.dtype) -> float | Tensor:
         """Return what a unit of its spikes is worth at step t."""

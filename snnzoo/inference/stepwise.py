@@ -1,6 +1,9 @@
-"""Running a folded network step by step, on fewer and fewer images: those that are sure leave with all their states."""
+"""Running a folded network a few steps at a time, on fewer and fewer images: those that are sure leave with all their
+states."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,40 +14,66 @@ from snnzoo.inference.network import FoldedNetwork, select
 
 
 def run_until_sure(
-    network: FoldedNetwork, x_seq: Tensor, rule: ExitRule, watch: Watch | None = None
+    network: FoldedNetwork, x_seq: Tensor, rule: ExitRule, steps_at_once: int, watch: Watch | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits with which each image leaves, `[N, classes]`, and after how many steps, `[N]`.
 
     Args:
         network: at t = 0.
         x_seq: `[T, N, ...]`, of the rule's T; a static image, expanded over T, passes the stem once.
-        watch: as of `SpikingNetwork.run`, called for each step with the images that are left; for what comes before
-            all neurons once, if the image is static.
+        steps_at_once: the most that run layer by layer, where no image may leave in between.
+        watch: as of `SpikingNetwork.run`, called for each run of steps with the images that are left; for what comes
+            before all neurons once, if the image is static.
     """
     rest = torch.arange(x_seq.shape[1], device=x_seq.device)
-    steps = torch.full_like(rest, len(x_seq))
-    known = network.front(x_seq[:1], watch) if is_static(x_seq) else {}
+    after = torch.full_like(rest, len(x_seq))
+    front = network.front(x_seq[:1], watch) if is_static(x_seq) else {}
+    known = {name: value[0] for name, value in front.items()}
     answers: Tensor | None = None
     total: Tensor | None = None  # of a trained network's logits, whose mean is its readout
-    for t in range(len(x_seq)):
-        x = x_seq[t : t + 1] if known or len(rest) == x_seq.shape[1] else select(x_seq[t], rest).unsqueeze(0)
-        held = {name: value.clone() for name, value in known.items()}  # a neuron may write over its input
-        logits = network.run(x, watch, held)[0]
+    for steps in _runs(rule, steps_at_once):
+        x = x_seq[steps.start : steps.stop]
+        if not known and len(rest) < x_seq.shape[1]:
+            x = _of_some(x, rest)
+        logits = network.run(x, watch, {name: _repeated(value, len(steps)) for name, value in known.items()})
         if network.coding is None:
-            total = logits if total is None else total + logits
-            logits = total / (t + 1)
-        readout = rule.readout(logits, t)
+            for step in logits:
+                total = step if total is None else total + step
+        t = steps[-1]
+        readout = rule.readout(logits[-1] if total is None else total / (t + 1), t)
         answers = torch.empty_like(readout, memory_format=torch.contiguous_format) if answers is None else answers
         sure = rule.is_sure(readout, t)
         leaving, staying = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
         if len(leaving) == 0:
             continue
-        answers[rest[leaving]], steps[rest[leaving]] = readout[leaving], t + 1
+        answers[rest[leaving]], after[rest[leaving]] = readout[leaving], t + 1
         if len(staying) == 0:
             break
         rest = rest[staying]
         network.select(staying)
-        known = {name: select(value[0], staying).unsqueeze(0) for name, value in known.items()}
+        known = {name: select(value, staying) for name, value in known.items()}
         total = None if total is None else total[staying]
     assert answers is not None
-    return answers, steps
+    return answers, after
+
+
+def _runs(rule: ExitRule, at_once: int) -> Iterator[range]:
+    """Yield the steps that run together: all until the next after which an image may leave, but not too many."""
+    start = 0
+    for t in rule.exits:
+        while start <= t:
+            stop = min(start + at_once, t + 1)
+            yield range(start, stop)
+            start = stop
+
+
+def _repeated(x: Tensor, time_steps: int) -> Tensor:
+    """Return `[N, ...]` at each of so many steps, with a time stride of 0: no neuron writes over it."""
+    return x.as_strided((time_steps, *x.shape), (0, *x.stride()))
+
+
+def _of_some(x_seq: Tensor, chosen: Tensor) -> Tensor:
+    """Return some images of `[T, N, ...]`, in the memory format that they have."""
+    time_steps, batch = x_seq.shape[:2]
+    places = batch * torch.arange(time_steps, device=chosen.device).view(-1, 1) + chosen
+    return select(x_seq.flatten(0, 1), places.flatten()).unflatten(0, (time_steps, -1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
-from ctypes import c_char_p, c_double, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -24,16 +25,19 @@ ACTIVATIONS = (ReLU, Clamp, LeakyReLU, Hardswish, Hardsigmoid)  # those whose ev
 WORK_OF_A_THREAD = 1 << 15  # elements: fewer are not worth waking one
 
 
+_Pair = c_void_p * 2
+
+
 class Call(ctypes.Structure):
     """As `Call` in the C++ source, which says what each field is."""
 
     _fields_ = (
         *((name, c_char_p) for name in ("coding", "activation")),
-        *((name, c_void_p) for name in ("coding_numbers", "activation_numbers", "spike_values")),
+        *((name, POINTER(c_double)) for name in ("coding_numbers", "activation_numbers", "spike_values")),
         *((name, c_void_p) for name in ("x", "residual", "theta", "bias", "first")),
-        ("before", c_void_p * 2),
+        ("before", _Pair),
         *((name, c_void_p) for name in ("sequence", "total")),
-        ("after", c_void_p * 2),
+        ("after", _Pair),
         ("events", c_void_p),
         *((name, c_int64) for name in ("x_stride", "residual_stride", "sequence_stride")),
         *((name, c_int64) for name in ("time_steps", "elements", "channels", "inner", "biased_steps")),
@@ -82,8 +86,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def _run(
     library: ctypes.CDLL, order: MemoryOrder, x_seq: Tensor, coding: Coding, arguments: Arguments, result: NeuronOutput
 ) -> None:
-    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + len(x_seq))
-    held: list[Tensor | ctypes.Array[c_double]] = []  # what the call points at
+    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + x_seq.shape[0])
+    held = []  # what the call points at, until it is done
 
     def pointer(value: Tensor | None) -> int | None:
         if value is None:
@@ -91,36 +95,37 @@ def _run(
         held.append(value)
         return value.data_ptr()
 
-    def numbers(values: list[float]) -> int:
-        held.append((c_double * len(values))(*values))
-        return ctypes.addressof(held[-1])  # type: ignore[arg-type]
+    def cast(value: Tensor) -> Tensor:
+        return value if value.dtype == dtype else value.to(dtype)
 
     def of_channels(value: float | Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
+        if isinstance(value, Tensor) and value.dtype == dtype and value.is_contiguous():
+            return value
+        return torch.as_tensor(value, dtype=dtype).expand(order.channels).contiguous()
 
-    def states(parts: tuple[Tensor, ...]) -> list[int | None]:
-        return [pointer(order.flatten_step(part.detach().to(dtype))) for part in parts] + [None] * (2 - len(parts))
+    def states(parts: tuple[Tensor, ...]) -> ctypes.Array[c_void_p]:
+        return _Pair(*(pointer(order.laid_step(cast(part))) for part in parts))
 
     name, settings = _of_coding(coding, dtype)
     function, its_settings = _of_activation(arguments.activation)
-    x, theta = order.flatten(x_seq.detach()), of_channels(arguments.v_threshold)
-    residual = None if arguments.residual is None else order.flatten(arguments.residual.detach().to(dtype))
-    sequence = None if result.sequence is None else order.flatten(result.sequence)
+    x, theta = order.laid(x_seq), of_channels(arguments.v_threshold)
+    residual = None if arguments.residual is None else order.laid(cast(arguments.residual))
+    sequence = None if result.sequence is None else order.laid(result.sequence)
     call = Call(
         coding=name,
         activation=function,
-        coding_numbers=numbers(settings),
-        activation_numbers=numbers(its_settings),
-        spike_values=numbers([coding.spike_value(t, dtype) for t in steps]),
+        coding_numbers=_numbers(*settings),
+        activation_numbers=_numbers(*its_settings),
+        spike_values=_numbers(*(coding.spike_value(t, dtype) for t in steps)),
         x=pointer(x),
         residual=pointer(residual),
         theta=pointer(theta),
         bias=pointer(of_channels(arguments.bias)),
         first=pointer(of_channels(coding.initial(theta))) if arguments.state is None else None,
-        before=(c_void_p * 2)(*states(arguments.state or ())),
+        before=states(arguments.state or ()),
         sequence=pointer(sequence),
         total=pointer(result.total),
-        after=(c_void_p * 2)(*states(result.state)),
+        after=states(result.state),
         x_stride=x.stride(0),
         residual_stride=0 if residual is None else residual.stride(0),
         sequence_stride=0 if sequence is None else sequence.stride(0),
@@ -138,6 +143,12 @@ def _run(
         call.events = pointer(result.events)
         call.position_run, call.positions = order.position_run, result.events[0].numel()
     library.snnzoo_multi_step_neuron(ctypes.byref(call))
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(*values: float) -> ctypes.Array[c_double]:
+    """Return numbers as the call has them; a network asks for few others again and again."""
+    return (c_double * len(values))(*values)
 
 
 def _of_coding(coding: Coding, dtype: torch.dtype) -> tuple[bytes, list[float]]:

@@ -83,6 +83,14 @@ class MemoryOrder:
         flat = x_seq.permute(0, *self.order).reshape(len(x_seq), -1)
         return flat if flat[0].is_contiguous() else flat.contiguous()
 
+    def laid_step(self, step: Tensor) -> Tensor:
+        """A step whose address is all that a kernel needs: itself where it has this order already, else flattened."""
+        return step if self.has(step) else self.flatten_step(step)
+
+    def laid(self, x_seq: Tensor) -> Tensor:
+        """A sequence of which a kernel needs no more than the address and `stride(0)`, likewise."""
+        return x_seq if self.has(x_seq) else self.flatten(x_seq)
+
     def _fits(self, out: Tensor) -> bool:
         """Whether `flatten(out)` is a view."""
         steps_apart = len(out) == 1 or abs(out.stride(0)) >= self.numel

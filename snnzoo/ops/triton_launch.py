@@ -183,7 +183,7 @@ class _FlatArguments:
     """The arguments as kernels take them: a step flat in memory order, parameters as `[C]` or scalars."""
 
     def __init__(self, order: MemoryOrder, x_seq: Tensor, arguments: Arguments) -> None:
-        self.x = x_seq if order.has(x_seq) else order.flatten(x_seq)
+        self.x = order.laid(x_seq)
         self.residual = _flat(order, arguments.residual)
         self.state = [_flat_step(order, part) for part in _pair(arguments.state or ())]
         self.tensors = [value.contiguous() if isinstance(value, Tensor) else None for value in arguments.parameters]
@@ -192,11 +192,11 @@ class _FlatArguments:
 
 def _flat(order: MemoryOrder, x_seq: Tensor | None) -> Tensor | None:
     """A sequence as kernels take it: of what lies in this order, they need no more than the address."""
-    return x_seq if x_seq is None or order.has(x_seq) else order.flatten(x_seq)
+    return None if x_seq is None else order.laid(x_seq)
 
 
 def _flat_step(order: MemoryOrder, step: Tensor | None) -> Tensor | None:
-    return step if step is None or order.has(step) else order.flatten_step(step)
+    return None if step is None else order.laid_step(step)
 
 
 def _pair(state: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
