@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from torchvision.models import ResNet18_Weights
 
 import snnzoo
 from helpers import shake_batch_norm
@@ -324,6 +323,6 @@ def test_predict_of_what_is_no_image_is_a_usage_error(run, file, tmp_path):
 
 def test_a_thousand_classes_without_names_are_imagenets():
     names = class_names(None, 1000)
-    assert names == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
     assert class_names(None, 3) == ["0", "1", "2"]
     assert class_names(["a", "b"], 2) == ["a", "b"]

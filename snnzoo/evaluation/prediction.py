@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +95,8 @@ def class_names(known: Sequence[str] | None, classes: int) -> Sequence[str]:
     if known is not None:
         return known
     if classes == IMAGENET_CLASSES:
-        names = importlib.resources.files("snnzoo").joinpath("data", "imagenet_classes.txt")
-        return names.read_text("utf-8").splitlines()
+        from torchvision.models import ResNet18_Weights
+
+        imagenet: list[str] = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+        return imagenet
     return [str(i) for i in range(classes)]
