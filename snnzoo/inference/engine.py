@@ -83,6 +83,8 @@ def prepare_for_inference(
                 "fuse_pointwise needs a CUDA device, float16 or bfloat16 and channels_last, and no torch.compile"
             )
         network.fuse_pointwise()
+    if device.type == "cpu" and weights not in PIECES and not compile:
+        network.fuse_depthwise()
     if compile:
         network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
     graphs = GraphCache(cudnn_benchmark) if cuda_graph and device.type == "cuda" else None

@@ -14,7 +14,7 @@ from snnzoo.graph.graph import Node
 from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
 from snnzoo.graph.operations import INPUT
 from snnzoo.inference.folding import fold
-from snnzoo.inference.neuron import FoldedNeuron
+from snnzoo.inference.neuron import Convolution, FoldedNeuron
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -51,7 +51,8 @@ class FoldedNetwork(SpikingNetwork):
         )
         self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
-        self._pointwise: dict[str, Node] = {}  # by neurons' names, the convolution that they run, and by its own
+        self._runs: dict[str, tuple[Node, Node | None]] = {}  # by neurons' names, the convolution and the neuron
+        self._run_later: set[str] = set()  # before them that they run, and the names of those
         self.eval().requires_grad_(False)
 
     def replace(self, node: Node, module: nn.Module) -> None:
@@ -69,8 +70,37 @@ class FoldedNetwork(SpikingNetwork):
             for name in node.inputs:
                 before = graph[name] if name != INPUT else node
                 if self._is_pointwise(before) and len(graph.consumers[name]) == 1 and name not in graph.before_neurons:
-                    self._pointwise[node.name] = self._pointwise[name] = before
+                    self._fuse(node, before)
                     break
+
+    def fuse_depthwise(self) -> None:
+        """Let neurons run a depthwise convolution before them, and the neurons before that.
+
+        That is for `ops.depthwise_neurons`, unless values are watched.
+        """
+        for node in self.sites:
+            convolution = self._only_input(node)
+            source = None if convolution is None else self._only_input(convolution)
+            if convolution is None or source is None or source.name not in self._sites or len(source.inputs) > 1:
+                continue
+            if self._is_depthwise(convolution) and source.name not in self._runs:
+                self._fuse(node, convolution, source)
+
+    def _fuse(self, node: Node, convolution: Node, source: Node | None = None) -> None:
+        self._runs[node.name] = convolution, source
+        self._run_later.update(before.name for before in (convolution, source) if before is not None)
+
+    def _only_input(self, node: Node) -> Node | None:
+        """The node before this one, if nothing else takes its value, and this one takes no other."""
+        if len(node.inputs) > 1 or node.inputs[0] == INPUT or len(self.graph.consumers[node.inputs[0]]) > 1:
+            return None
+        return self.graph[node.inputs[0]]
+
+    def _is_depthwise(self, node: Node) -> bool:
+        if node.operation != "conv2d" or "bias" in node.parameters:
+            return False
+        weight = self.tensors()[node.parameters["weight"]]
+        return len(weight) == node.settings["groups"] and weight.shape[1] == 1
 
     def _is_pointwise(self, node: Node) -> bool:
         settings = {"stride": [1, 1], "padding": [0, 0], "groups": 1}
@@ -126,20 +156,21 @@ class FoldedNetwork(SpikingNetwork):
             inputs = [x.mean(0, keepdim=True) for x in inputs]
         if node.name in self._replaced:
             return each_step(self._replaced[node.name], inputs)
-        convolution = None if self._is_watched else self._pointwise.get(node.name)
-        if convolution is node:
+        if node.name in self._run_later and not self._is_watched:
             return inputs[0]  # the neuron behind it will run it
         if node.name not in self._sites:
             return super()._run_node(node, tensors, inputs)
-        neuron, weight = self.neuron(node.path), None
-        if convolution is not None:
-            weight = tensors[convolution.parameters["weight"]]
-            if node.inputs[0] != convolution.name:
+        neuron, convolution = self.neuron(node.path), None
+        if node.name in self._runs and not self._is_watched:
+            before, source = self._runs[node.name]
+            its_neuron = None if source is None else self.neuron(source.path)
+            convolution = Convolution(tensors[before.parameters["weight"]], before.settings, its_neuron)
+            if node.inputs[0] != before.name:
                 inputs.reverse()
         residual = inputs[1] if len(inputs) > 1 else None
         if not (self._sums_suffice and node.name in self.graph.behind_neurons):
-            return neuron(inputs[0], residual, pointwise=weight)  # type: ignore[no-any-return]
-        total: Tensor = neuron(inputs[0], residual, output="sum", pointwise=weight).unsqueeze(0)
+            return neuron(inputs[0], residual, convolution=convolution)  # type: ignore[no-any-return]
+        total: Tensor = neuron(inputs[0], residual, output="sum", convolution=convolution).unsqueeze(0)
         return total if self._adds_up else total / len(inputs[0])
 
     def _is_summed(self, node: Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,22 @@ from snnzoo import ops
 from snnzoo.codings import RELU, Coding
 from snnzoo.graph.network import each_step, is_static
 from snnzoo.ops.reference import channel_view
-from snnzoo.ops.spec import Arguments
+from snnzoo.ops.spec import Arguments, NeuronOutput
 from snnzoo.threshold_node import ThresholdNode
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution without bias that the neuron behind it runs, and with it the neuron before it, if there is one."""
+
+    weight: Tensor
+    settings: Mapping[str, Any]
+    source: FoldedNeuron | None = None
+
+    def __call__(self, x_seq: Tensor) -> Tensor:
+        """What it gives by itself, `[T, N, C, ...]`."""
+        x_seq = x_seq if self.source is None else self.source(x_seq)
+        return each_step(lambda x: F.conv2d(x, self.weight, **self.settings), [x_seq])
 
 
 class FoldedNeuron(nn.Module):
@@ -68,21 +82,21 @@ class FoldedNeuron(nn.Module):
         x_seq: Tensor,
         residual: Tensor | None = None,
         output: str = "sequence",
-        pointwise: Tensor | None = None,
+        convolution: Convolution | None = None,
     ) -> Tensor:
         """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`.
 
         Args:
-            x_seq: input; with `pointwise`, that of the convolution.
+            x_seq: input; with `convolution`, what that takes.
             residual: a second one, added to the first.
             output: "sequence" or "sum".
-            pointwise: the weight of a 1x1 convolution before it, `[C, channels in, 1, 1]`, which it then runs, too.
+            convolution: one before it, which it then runs, too.
         """
-        if pointwise is not None:
-            outputs = self._with_pointwise(x_seq, pointwise, residual, output)
+        if convolution is not None:
+            outputs = self._with_convolution(x_seq, convolution, residual, output)
             if outputs is not None:
                 return outputs
-            x_seq = each_step(lambda x: F.conv2d(x, pointwise), [x_seq])
+            x_seq = convolution(x_seq)
         result = ops.multi_step_neuron(
             x_seq,
             self.coding,
@@ -101,19 +115,38 @@ class FoldedNeuron(nn.Module):
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
         )
-        self.events = result.events
-        self.state = result.state or None
-        self.steps = len(x_seq)
-        self.t += self.steps
+        self._go_on(result, len(x_seq))
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
         return outputs
 
-    def _with_pointwise(self, x_seq: Tensor, weight: Tensor, residual: Tensor | None, output: str) -> Tensor | None:
+    def _go_on(self, result: NeuronOutput, steps: int) -> None:
+        self.events, self.state, self.steps = result.events, result.state or None, steps
+        self.t += steps
+
+    def _with_convolution(
+        self, x_seq: Tensor, convolution: Convolution, residual: Tensor | None, output: str
+    ) -> Tensor | None:
         """The outputs behind a convolution from one kernel; None where it does not take them."""
-        if self.sends_counts or self.counts_events or is_static(x_seq):
+        weight, source = convolution.weight, convolution.source
+        if any(neuron is not None and (neuron.sends_counts or neuron.counts_events) for neuron in (self, source)):
             return None
-        arguments = Arguments(
+        arguments = self._arguments(x_seq, residual, output)
+        if source is None:
+            outputs = None if is_static(x_seq) else ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
+            if outputs is not None:
+                self._go_on(NeuronOutput(outputs, None, ()), len(x_seq))
+            return outputs
+        before = source._arguments(x_seq, None, "sequence")
+        results = ops.depthwise_neurons(x_seq, self.coding, before, weight, convolution.settings, arguments)
+        if results is None:
+            return None
+        for neuron, result in zip((source, self), results, strict=True):
+            neuron._go_on(result, len(x_seq))
+        return results[1].total if output == "sum" else results[1].sequence
+
+    def _arguments(self, x_seq: Tensor, residual: Tensor | None, output: str) -> Arguments:
+        return Arguments(
             self.v_threshold,
             self.bias,
             residual,
@@ -125,12 +158,8 @@ class FoldedNeuron(nn.Module):
             self.keeps_state,
             self.activation,
             self.absolute,
+            reuse_state=True,
         )
-        outputs = ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
-        if outputs is not None:
-            self.steps = len(x_seq)
-            self.t += self.steps
-        return outputs
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
         if self.keeps_input:

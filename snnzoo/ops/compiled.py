@@ -71,7 +71,11 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     if order.numel > 0:
         library = _library(x_seq.dtype)
         assert library is not None
-        _run(library, order, x_seq, coding, arguments, result)
+        call, held = of_arguments(x_seq, order, coding, arguments, result)
+        x = order.flatten(x_seq.detach())
+        call.x, call.x_stride = x.data_ptr(), x.stride(0)
+        library.snnzoo_multi_step_neuron(ctypes.byref(call))
+        del held
     return result
 
 
@@ -79,11 +83,17 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return compiler.load(SOURCE, f"-DSNNZOO_DTYPE={NAMES[dtype]}")
 
 
-def _run(
-    library: ctypes.CDLL, order: MemoryOrder, x_seq: Tensor, coding: Coding, arguments: Arguments, result: NeuronOutput
-) -> None:
-    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + len(x_seq))
-    held: list[Tensor | ctypes.Array[c_double]] = []  # what the call points at
+def of_arguments(
+    like: Tensor, order: MemoryOrder, coding: Coding, arguments: Arguments, result: NeuronOutput
+) -> tuple[Call, list[object]]:
+    """Return a call without its input, and what must live as long as it does: it points there.
+
+    Args:
+        like: of the dtype and the time steps of the input.
+        order: of the input, and of the result.
+    """
+    dtype, steps = like.dtype, range(arguments.t, arguments.t + len(like))
+    held: list[object] = []
 
     def pointer(value: Tensor | None) -> int | None:
         if value is None:
@@ -92,8 +102,9 @@ def _run(
         return value.data_ptr()
 
     def numbers(values: list[float]) -> int:
-        held.append((c_double * len(values))(*values))
-        return ctypes.addressof(held[-1])  # type: ignore[arg-type]
+        array = (c_double * len(values))(*values)
+        held.append(array)
+        return ctypes.addressof(array)
 
     def of_channels(value: float | Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
@@ -103,7 +114,7 @@ def _run(
 
     name, settings = _of_coding(coding, dtype)
     function, its_settings = _of_activation(arguments.activation)
-    x, theta = order.flatten(x_seq.detach()), of_channels(arguments.v_threshold)
+    theta = of_channels(arguments.v_threshold)
     residual = None if arguments.residual is None else order.flatten(arguments.residual.detach().to(dtype))
     sequence = None if result.sequence is None else order.flatten(result.sequence)
     call = Call(
@@ -112,7 +123,6 @@ def _run(
         coding_numbers=numbers(settings),
         activation_numbers=numbers(its_settings),
         spike_values=numbers([coding.spike_value(t, dtype) for t in steps]),
-        x=pointer(x),
         residual=pointer(residual),
         theta=pointer(theta),
         bias=pointer(of_channels(arguments.bias)),
@@ -121,7 +131,6 @@ def _run(
         sequence=pointer(sequence),
         total=pointer(result.total),
         after=(c_void_p * 2)(*states(result.state)),
-        x_stride=x.stride(0),
         residual_stride=0 if residual is None else residual.stride(0),
         sequence_stride=0 if sequence is None else sequence.stride(0),
         time_steps=len(steps),
@@ -132,12 +141,12 @@ def _run(
         forgets=coding.bias_once and arguments.absolute,
         scaled=arguments.scaled,
         is_int8=arguments.out_dtype == torch.int8,
-        threads=min(torch.get_num_threads(), 1 + x_seq.numel() // WORK_OF_A_THREAD),
+        threads=min(torch.get_num_threads(), 1 + len(steps) * order.numel // WORK_OF_A_THREAD),
     )
     if result.events is not None:
         call.events = pointer(result.events)
         call.position_run, call.positions = order.position_run, result.events[0].numel()
-    library.snnzoo_multi_step_neuron(ctypes.byref(call))
+    return call, held
 
 
 def _of_coding(coding: Coding, dtype: torch.dtype) -> tuple[bytes, list[float]]:

@@ -54,7 +54,8 @@ def _built(source: Path, options: tuple[str, ...]) -> Path:
         raise BuildError("there is no C++ compiler (install g++, or name one in CXX)")
     command = [compiler, *FLAGS, *FLAGS_OF_CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), ()), *options]
     version = _run([compiler, "--version"])
-    key = hashlib.sha256("\0".join([source.read_text(), version, *command]).encode()).hexdigest()[:16]
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([*texts, version, *command]).encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

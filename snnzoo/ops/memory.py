@@ -99,9 +99,10 @@ class MemoryOrder:
                 sequence = self.empty(x_seq, arguments.out_dtype, len(x_seq))
         if arguments.output != "sequence":
             total = self.empty(x_seq, x_seq.dtype)
-        return NeuronOutput(sequence, total, self._allocate_state(x_seq, coding, arguments))
+        return NeuronOutput(sequence, total, self.allocate_state(x_seq, coding, arguments))
 
-    def _allocate_state(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, ...]:
+    def allocate_state(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, ...]:
+        """Memory for the final state, if it is asked for: that of the one before, where it may be, or new memory."""
         if not arguments.keep_state:
             return ()
         dtype = state_dtype(x_seq.dtype)
