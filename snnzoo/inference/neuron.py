@@ -138,6 +138,7 @@ class FoldedNeuron(nn.Module):
                 self._go_on(NeuronOutput(outputs, None, ()), len(x_seq))
             return outputs
         before = source._arguments(x_seq, None, "sequence")
+        arguments = dataclasses.replace(arguments, out=x_seq if source._may_overwrite(x_seq, output) else None)
         results = ops.depthwise_neurons(x_seq, self.coding, before, weight, convolution.settings, arguments)
         if results is None:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from ctypes import c_int64, c_void_p
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def depthwise_neurons(
         before: of the first neurons, as `ops.multi_step_neuron` gives them; they keep no sequence.
         weight: of the convolution, `[C, 1, height, width]`; it has no bias.
         settings: of the convolution, as of its node.
-        behind: of the neurons behind it.
+        behind: of the neurons behind it. Their output may take the place of `x_seq`, if that has its shape.
     """
     if backends.forced() not in (None, "compiled") or _refuses(x_seq, coding, before, weight, settings, behind):
         return None
@@ -60,6 +61,8 @@ def depthwise_neurons(
     out_size = [_out_size(*values) for values in zip(*pairs.values(), strict=True)]
     inner, outer = _order(batch, channels, size), _order(batch, channels, out_size)
     first = NeuronOutput(None, None, inner.allocate_state(x_seq, coding, before))
+    if settings["stride"] != [1, 1] or out_size != size:
+        behind = replace(behind, out=None)  # rows would be written to before they were read
     second = outer.allocate(x_seq, coding, behind)
     call, held = compiled.of_arguments(x_seq, inner, coding, before, first)
     call_behind, held_behind = compiled.of_arguments(x_seq, outer, coding, behind, second)
