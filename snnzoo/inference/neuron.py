@@ -16,7 +16,7 @@ from snnzoo import ops
 from snnzoo.codings import RELU, Coding
 from snnzoo.graph.network import each_step, is_static
 from snnzoo.ops.reference import channel_view
-from snnzoo.ops.spec import Arguments, NeuronOutput
+from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -53,6 +53,9 @@ class FoldedNeuron(nn.Module):
     sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
     counts_events = False  # whether `events` is of use
     keeps_input = False  # whether its input must stay as it is
+    state: tuple[Tensor, ...] | None
+    t: int  # the next step
+    steps: int  # of the last call
     events: Tensor | None = None  # of the last call: outputs that are not 0, at each step and position, [T, ...]
 
     def __init__(self, node: ThresholdNode, bias: Tensor, gain: Tensor | float = 1.0, in_place: bool = False) -> None:
@@ -62,6 +65,7 @@ class FoldedNeuron(nn.Module):
         arguments = node.arguments()
         self.scaled = arguments.get("scaled", False)
         self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
+        self._kept: tuple[Memo, tuple[object, object, object]] = Memo(), (None, None, None)
         self._keep("v_threshold", arguments["v_threshold"] / gain)
         self._keep("bias", (arguments.get("bias", 0.0) + bias) / gain)
         self.reset()
@@ -74,8 +78,7 @@ class FoldedNeuron(nn.Module):
 
     def reset(self) -> None:
         """Forget the state: the next step is t = 0."""
-        self.state: tuple[Tensor, ...] | None = None
-        self.t = self.steps = 0
+        vars(self).update(state=None, t=0, steps=0)
 
     def forward(
         self,
@@ -114,6 +117,7 @@ class FoldedNeuron(nn.Module):
             out=x_seq if self._may_overwrite(x_seq, output) else None,
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
+            memo=self._memo(),
         )
         self._go_on(result, len(x_seq))
         outputs = result.total if output == "sum" else result.sequence
@@ -121,8 +125,8 @@ class FoldedNeuron(nn.Module):
         return outputs
 
     def _go_on(self, result: NeuronOutput, steps: int) -> None:
-        self.events, self.state, self.steps = result.events, result.state or None, steps
-        self.t += steps
+        # not one by one: a module looks at what it is given for longer than a small layer runs
+        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
 
     def _with_convolution(
         self, x_seq: Tensor, convolution: Convolution, residual: Tensor | None, output: str
@@ -160,7 +164,15 @@ class FoldedNeuron(nn.Module):
             self.activation,
             self.absolute,
             reuse_state=True,
+            memo=self._memo(),
         )
+
+    def _memo(self) -> Memo:
+        """A new one, if something has changed since the last call."""
+        made_of = self.coding, self.v_threshold, self.bias
+        if any(one is not other for one, other in zip(made_of, self._kept[1], strict=True)):
+            self._kept = Memo(), made_of
+        return self._kept[0]
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
         if self.keeps_input:

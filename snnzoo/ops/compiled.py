@@ -15,7 +15,7 @@ from snnzoo.codings.activations import Clamp, Hardsigmoid, Hardswish, LeakyReLU,
 from snnzoo.ops import compiler
 from snnzoo.ops.memory import MemoryOrder, memory_order
 from snnzoo.ops.reference import bias_is_past
-from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, NeuronOutput
+from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, Memo, NeuronOutput
 
 SOURCE = Path(__file__).with_name("compiled_kernels.cpp")
 NAMES = {torch.float32: "float", torch.float64: "double"}  # of dtypes in C++
@@ -71,9 +71,8 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     if order.numel > 0:
         library = _library(x_seq.dtype)
         assert library is not None
-        call, held = of_arguments(x_seq, order, coding, arguments, result)
         x = order.flatten(x_seq.detach())
-        call.x, call.x_stride = x.data_ptr(), x.stride(0)
+        call, held = call_of(x, order, coding, arguments, result)
         library.snnzoo_multi_step_neuron(ctypes.byref(call))
         del held
     return result
@@ -83,57 +82,78 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return compiler.load(SOURCE, f"-DSNNZOO_DTYPE={NAMES[dtype]}")
 
 
-def of_arguments(
-    like: Tensor, order: MemoryOrder, coding: Coding, arguments: Arguments, result: NeuronOutput
+def call_of(
+    x: Tensor, order: MemoryOrder, coding: Coding, arguments: Arguments, result: NeuronOutput
 ) -> tuple[Call, list[object]]:
-    """Return a call without its input, and what must live as long as it does: it points there.
+    """Return what the C++ source is given, and what must live until it has run: the call points there.
 
     Args:
-        like: of the dtype and the time steps of the input.
-        order: of the input, and of the result.
+        x: the input, `[T, elements]` in this order.
+        order: of the result.
     """
-    dtype, steps = like.dtype, range(arguments.t, arguments.t + len(like))
-    held: list[object] = []
+    dtype, memo = x.dtype, Memo() if arguments.memo is None else arguments.memo
+    settings = x.shape[0], dtype, order, arguments.t, arguments.state is None, torch.get_num_threads()
+    call, constants = memo.keep((*settings, arguments.out_dtype), lambda: _constant_part(*settings, coding, arguments))
+    held: list[object] = [x, constants]
 
     def pointer(value: Tensor | None) -> int | None:
-        if value is None:
-            return None
         held.append(value)
-        return value.data_ptr()
+        return None if value is None else value.data_ptr()
+
+    residual = None if arguments.residual is None else order.flatten(arguments.residual.detach().to(dtype))
+    sequence = None if result.sequence is None else order.flatten(result.sequence)
+    states = (arguments.state or (), call.before), (result.state, call.after)
+    call.x, call.x_stride = x.data_ptr(), x.stride(0)
+    call.residual, call.residual_stride = pointer(residual), 0 if residual is None else residual.stride(0)
+    call.sequence, call.sequence_stride = pointer(sequence), 0 if sequence is None else sequence.stride(0)
+    call.total, call.events = pointer(result.total), pointer(result.events)
+    for parts, pointers in states:
+        for k, part in enumerate(parts):
+            pointers[k] = pointer(order.flatten_step(part.detach().to(dtype)))
+        for k in range(len(parts), len(pointers)):
+            pointers[k] = None
+    if result.events is not None:
+        call.position_run, call.positions = order.position_run, result.events[0].numel()
+    return call, held
+
+
+def _constant_part(
+    time_steps: int,
+    dtype: torch.dtype,
+    order: MemoryOrder,
+    start: int,
+    is_new: bool,
+    threads: int,
+    coding: Coding,
+    arguments: Arguments,
+) -> tuple[Call, list[object]]:
+    """Return the part of a call that is the same for all inputs of a shape, and what it points at."""
+    held: list[object] = []
+    steps = range(start, start + time_steps)
 
     def numbers(values: list[float]) -> int:
         array = (c_double * len(values))(*values)
         held.append(array)
         return ctypes.addressof(array)
 
-    def of_channels(value: float | Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
-
-    def states(parts: tuple[Tensor, ...]) -> list[int | None]:
-        return [pointer(order.flatten_step(part.detach().to(dtype))) for part in parts] + [None] * (2 - len(parts))
+    def of_channels(value: float | Tensor) -> int:
+        values = torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
+        held.append(values)
+        return values.data_ptr()
 
     name, settings = _of_coding(coding, dtype)
     function, its_settings = _of_activation(arguments.activation)
-    theta = of_channels(arguments.v_threshold)
-    residual = None if arguments.residual is None else order.flatten(arguments.residual.detach().to(dtype))
-    sequence = None if result.sequence is None else order.flatten(result.sequence)
+    theta = torch.as_tensor(arguments.v_threshold, dtype=dtype).detach()
     call = Call(
         coding=name,
         activation=function,
         coding_numbers=numbers(settings),
         activation_numbers=numbers(its_settings),
         spike_values=numbers([coding.spike_value(t, dtype) for t in steps]),
-        residual=pointer(residual),
-        theta=pointer(theta),
-        bias=pointer(of_channels(arguments.bias)),
-        first=pointer(of_channels(coding.initial(theta))) if arguments.state is None else None,
-        before=(c_void_p * 2)(*states(arguments.state or ())),
-        sequence=pointer(sequence),
-        total=pointer(result.total),
-        after=(c_void_p * 2)(*states(result.state)),
-        residual_stride=0 if residual is None else residual.stride(0),
-        sequence_stride=0 if sequence is None else sequence.stride(0),
-        time_steps=len(steps),
+        theta=of_channels(theta),
+        bias=of_channels(arguments.bias),
+        first=of_channels(coding.initial(theta)) if is_new else None,
+        time_steps=time_steps,
         elements=order.numel,
         channels=order.channels,
         inner=order.inner,
@@ -141,11 +161,8 @@ def of_arguments(
         forgets=coding.bias_once and arguments.absolute,
         scaled=arguments.scaled,
         is_int8=arguments.out_dtype == torch.int8,
-        threads=min(torch.get_num_threads(), 1 + len(steps) * order.numel // WORK_OF_A_THREAD),
+        threads=min(threads, 1 + time_steps * order.numel // WORK_OF_A_THREAD),
     )
-    if result.events is not None:
-        call.events = pointer(result.events)
-        call.position_run, call.positions = order.position_run, result.events[0].numel()
     return call, held
 
 

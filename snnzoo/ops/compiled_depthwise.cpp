@@ -3,6 +3,7 @@
 // steps, stay in cache, and what it gives never leaves it.
 
 #include <functional>
+#include <numeric>
 
 #include "compiled_neurons.h"
 
@@ -242,7 +243,7 @@ class Walk {
 // channels.
 void run(const Call &before, const Call &behind, const Convolution &conv, const Fire &fire) {
     const int64_t threads = before.threads, blocks = (before.channels + LANES - 1) / LANES;
-    const int64_t wanted = conv.images % threads ? (4 * threads + conv.images - 1) / conv.images : 1;
+    const int64_t wanted = threads / std::gcd(conv.images, threads);  // of each image, as many pieces as leave none idle
     const bool fires_once = before.before[0] || before.after[0] || before.x == behind.sequence;
     const int64_t bands = fires_once ? 1 : std::max<int64_t>(1, std::min(wanted, conv.out_size[0] / 8));
     const int64_t parts = fires_once ? std::min(wanted, blocks) : 1;

@@ -15,7 +15,7 @@ from torch import Tensor
 from snnzoo.codings import Coding
 from snnzoo.ops import backends, compiled, compiler
 from snnzoo.ops.memory import MemoryOrder
-from snnzoo.ops.spec import Arguments, NeuronOutput
+from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
 
 SOURCE = Path(__file__).with_name("compiled_depthwise.cpp")
 
@@ -56,23 +56,33 @@ def depthwise_neurons(
     library = _library(x_seq.dtype)
     if library is None:
         return None
-    (_, batch, channels, *size), kernel = x_seq.shape, weight.shape[2:]
+    memo = Memo() if behind.memo is None else behind.memo
+    convolution, taps, orders, may_overwrite = memo.keep(
+        ("convolution", x_seq.shape, id(weight)), lambda: _plan(x_seq.shape, weight, settings)
+    )
+    first = NeuronOutput(None, None, orders[0].allocate_state(x_seq, coding, before))
+    second = orders[1].allocate(x_seq, coding, behind if may_overwrite else replace(behind, out=None))
+    x = orders[0].flatten(x_seq)
+    call, held = compiled.call_of(x, orders[0], coding, before, first)
+    call_behind, held_behind = compiled.call_of(x, orders[1], coding, behind, second)
+    library.snnzoo_depthwise(*(ctypes.byref(each) for each in (call, call_behind, convolution)))
+    del held, held_behind, taps
+    return first, second
+
+
+def _plan(
+    shape: Sequence[int], weight: Tensor, settings: Mapping[str, Any]
+) -> tuple[Convolution, list[Tensor], list[MemoryOrder], bool]:
+    """Return the convolution, what it points at, the orders before and behind it, and whether output may be input."""
+    (_, batch, channels, *size), kernel = shape, weight.shape[2:]
     pairs = {"kernel": kernel, "size": size, **{name: settings[name] for name in ("stride", "padding", "dilation")}}
     out_size = [_out_size(*values) for values in zip(*pairs.values(), strict=True)]
-    inner, outer = _order(batch, channels, size), _order(batch, channels, out_size)
-    first = NeuronOutput(None, None, inner.allocate_state(x_seq, coding, before))
-    if settings["stride"] != [1, 1] or out_size != size:
-        behind = replace(behind, out=None)  # rows would be written to before they were read
-    second = outer.allocate(x_seq, coding, behind)
-    call, held = compiled.of_arguments(x_seq, inner, coding, before, first)
-    call_behind, held_behind = compiled.of_arguments(x_seq, outer, coding, behind, second)
-    call.x, call.x_stride = x_seq.data_ptr(), x_seq.stride(0)
+    fields = {name: (c_int64 * 2)(*values) for name, values in {**pairs, "out_size": out_size}.items()}
     taps = weight.detach().flatten(1).t().contiguous()
-    fields = {name: (c_int64 * 2)(*values) for name, values in pairs.items()}
-    convolution = Convolution(weight=taps.data_ptr(), images=batch, out_size=(c_int64 * 2)(*out_size), **fields)
-    library.snnzoo_depthwise(*(ctypes.byref(each) for each in (call, call_behind, convolution)))
-    del held, held_behind
-    return first, second
+    orders = [MemoryOrder((1, 3, 4, 2), (batch, *each, channels)) for each in (size, out_size)]
+    # else rows would be written to before they were read
+    may_overwrite = settings["stride"] == [1, 1] and out_size == size
+    return Convolution(weight=taps.data_ptr(), images=batch, **fields), [weight, taps], orders, may_overwrite
 
 
 def _refuses(
@@ -98,10 +108,6 @@ def _of_one(x_seq: Tensor, coding: Coding, arguments: Arguments) -> str | None:
 
 def _out_size(kernel: int, size: int, stride: int, padding: int, dilation: int) -> int:
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _order(batch: int, channels: int, size: Sequence[int]) -> MemoryOrder:
-    return MemoryOrder((1, 3, 4, 2), (batch, *size, channels))
 
 
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
