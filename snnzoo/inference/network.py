@@ -51,8 +51,8 @@ class FoldedNetwork(SpikingNetwork):
         )
         self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
-        self._runs: dict[str, tuple[Node, Node | None]] = {}  # by neurons' names, the convolution and the neuron
-        self._run_later: set[str] = set()  # before them that they run, and the names of those
+        self._runs: dict[str, list[Node]] = {}  # by neurons' names, what they run before themselves, the last first
+        self._run_later: set[str] = set()  # the names of that
         self.eval().requires_grad_(False)
 
     def replace(self, node: Node, module: nn.Module) -> None:
@@ -74,7 +74,7 @@ class FoldedNetwork(SpikingNetwork):
                     break
 
     def fuse_depthwise(self) -> None:
-        """Let neurons run a depthwise convolution before them, and the neurons before that.
+        """Let neurons run a depthwise convolution before them, the neurons before that, and their 1x1 convolution.
 
         That is for `ops.depthwise_neurons`, unless values are watched.
         """
@@ -84,11 +84,27 @@ class FoldedNetwork(SpikingNetwork):
             if convolution is None or source is None or source.name not in self._sites or len(source.inputs) > 1:
                 continue
             if self._is_depthwise(convolution) and source.name not in self._runs:
-                self._fuse(node, convolution, source)
+                first = self._only_input(source)
+                is_late = first is not None and first.name not in self.graph.before_neurons
+                more = [first] if first is not None and is_late and self._is_pointwise(first) else []
+                self._fuse(node, convolution, source, *more)
 
-    def _fuse(self, node: Node, convolution: Node, source: Node | None = None) -> None:
-        self._runs[node.name] = convolution, source
-        self._run_later.update(before.name for before in (convolution, source) if before is not None)
+    def _fuse(self, node: Node, *before: Node) -> None:
+        self._runs[node.name] = list(before)
+        self._run_later.update(each.name for each in before)
+
+    def _convolution(self, node: Node, tensors: Mapping[str, Tensor]) -> Convolution | None:
+        """What a neuron runs before itself."""
+        if self._is_watched or node.name not in self._runs:
+            return None
+        convolution, source, first = (*self._runs[node.name], None, None)[:3]
+        assert convolution is not None
+        return Convolution(
+            tensors[convolution.parameters["weight"]],
+            convolution.settings,
+            None if source is None else self.neuron(source.path),
+            None if first is None else Convolution(tensors[first.parameters["weight"]], first.settings),
+        )
 
     def _only_input(self, node: Node) -> Node | None:
         """The node before this one, if nothing else takes its value, and this one takes no other."""
@@ -106,6 +122,7 @@ class FoldedNetwork(SpikingNetwork):
         settings = {"stride": [1, 1], "padding": [0, 0], "groups": 1}
         return (
             node.operation == "conv2d"
+            and "bias" not in node.parameters
             and settings.items() <= node.settings.items()
             and self.tensors()[node.parameters["weight"]].shape[2:] == (1, 1)
         )
@@ -160,13 +177,9 @@ class FoldedNetwork(SpikingNetwork):
             return inputs[0]  # the neuron behind it will run it
         if node.name not in self._sites:
             return super()._run_node(node, tensors, inputs)
-        neuron, convolution = self.neuron(node.path), None
-        if node.name in self._runs and not self._is_watched:
-            before, source = self._runs[node.name]
-            its_neuron = None if source is None else self.neuron(source.path)
-            convolution = Convolution(tensors[before.parameters["weight"]], before.settings, its_neuron)
-            if node.inputs[0] != before.name:
-                inputs.reverse()
+        neuron, convolution = self.neuron(node.path), self._convolution(node, tensors)
+        if convolution is not None and node.inputs[0] != self._runs[node.name][0].name:
+            inputs.reverse()
         residual = inputs[1] if len(inputs) > 1 else None
         if not (self._sums_suffice and node.name in self.graph.behind_neurons):
             return neuron(inputs[0], residual, convolution=convolution)  # type: ignore[no-any-return]

@@ -22,15 +22,20 @@ from snnzoo.threshold_node import ThresholdNode
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A convolution without bias that the neuron behind it runs, and with it the neuron before it, if there is one."""
+    """A convolution without bias that the neuron behind it runs, and with it what is before it.
+
+    `source`: the neuron before it, or None; `first`: the convolution before that, or None.
+    """
 
     weight: Tensor
     settings: Mapping[str, Any]
     source: FoldedNeuron | None = None
+    first: Convolution | None = None
 
     def __call__(self, x_seq: Tensor) -> Tensor:
         """What it gives by itself, `[T, N, C, ...]`."""
-        x_seq = x_seq if self.source is None else self.source(x_seq)
+        for before in (self.first, self.source):
+            x_seq = x_seq if before is None else before(x_seq)
         return each_step(lambda x: F.conv2d(x, self.weight, **self.settings), [x_seq])
 
 
@@ -142,8 +147,16 @@ class FoldedNeuron(nn.Module):
                 self._go_on(NeuronOutput(outputs, None, ()), len(x_seq))
             return outputs
         before = source._arguments(x_seq, None, "sequence")
-        arguments = dataclasses.replace(arguments, out=x_seq if source._may_overwrite(x_seq, output) else None)
-        results = ops.depthwise_neurons(x_seq, self.coding, before, weight, convolution.settings, arguments)
+        may_overwrite = convolution.first is None and source._may_overwrite(x_seq, output)
+        results = ops.depthwise_neurons(
+            x_seq,
+            self.coding,
+            before,
+            weight,
+            convolution.settings,
+            dataclasses.replace(arguments, out=x_seq if may_overwrite else None),
+            convolution.first,
+        )
         if results is None:
             return None
         for neuron, result in zip((source, self), results, strict=True):

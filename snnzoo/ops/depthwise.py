@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_int64, c_void_p
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from snnzoo.ops.memory import MemoryOrder
 from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
 
 SOURCE = Path(__file__).with_name("compiled_depthwise.cpp")
+NEW_BYTES = 32 << 20  # more than these, malloc takes from the system anew each time, page by page
 
 
 class Convolution(ctypes.Structure):
@@ -37,6 +39,7 @@ def depthwise_neurons(
     weight: Tensor,
     settings: Mapping[str, Any],
     behind: Arguments,
+    first: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[NeuronOutput, NeuronOutput] | None:
     """Return the state of neurons, and what others give behind a depthwise convolution of what the first send.
 
@@ -50,39 +53,73 @@ def depthwise_neurons(
         weight: of the convolution, `[C, 1, height, width]`; it has no bias.
         settings: of the convolution, as of its node.
         behind: of the neurons behind it. Their output may take the place of `x_seq`, if that has its shape.
+        first: what the first neurons' input is made by, of `x_seq [T, N, channels in, H, W]`: for some images at a
+            time, so that memory suffices that is at hand. What it gives is new.
     """
     if backends.forced() not in (None, "compiled") or _refuses(x_seq, coding, before, weight, settings, behind):
         return None
     library = _library(x_seq.dtype)
     if library is None:
         return None
+    time_steps, batch = x_seq.shape[:2]
+    shape = (time_steps, batch, len(weight), *x_seq.shape[3:])
+    at_once = max(1, NEW_BYTES * batch // (math.prod(shape) * x_seq.element_size())) if first else batch
+    if first is not None and at_once >= batch:
+        x_seq, first = first(x_seq), None
+        behind = replace(behind, out=x_seq)
     memo = Memo() if behind.memo is None else behind.memo
-    convolution, taps, orders, may_overwrite = memo.keep(
-        ("convolution", x_seq.shape, id(weight)), lambda: _plan(x_seq.shape, weight, settings)
+    plan = memo.keep(("plan", shape, id(weight)), lambda: _Plan(shape, weight, settings))
+    if not plan.may_overwrite or first is not None:
+        behind = replace(behind, out=None)
+    results = (
+        NeuronOutput(None, None, plan.before.allocate_state(x_seq, coding, before)),
+        plan.behind.allocate(x_seq, coding, behind),
     )
-    first = NeuronOutput(None, None, orders[0].allocate_state(x_seq, coding, before))
-    second = orders[1].allocate(x_seq, coding, behind if may_overwrite else replace(behind, out=None))
-    x = orders[0].flatten(x_seq)
-    call, held = compiled.call_of(x, orders[0], coding, before, first)
-    call_behind, held_behind = compiled.call_of(x, orders[1], coding, behind, second)
-    library.snnzoo_depthwise(*(ctypes.byref(each) for each in (call, call_behind, convolution)))
-    del held, held_behind, taps
-    return first, second
+    for start in range(0, batch, at_once):
+        part = slice(start, start + at_once)
+        x = x_seq if first is None else first(x_seq[:, part])
+        if at_once < batch:
+            plan = memo.keep(("plan", x.shape, id(weight)), lambda x=x: _Plan(x.shape, weight, settings))
+        pairs = zip((plan.before, plan.behind), (before, behind), results, strict=True)
+        calls = [
+            compiled.call_of(plan.before.flatten(x), order, coding, _of_images(arguments, part), _of_result(result, part))
+            for order, arguments, result in pairs
+        ]
+        library.snnzoo_depthwise(*(ctypes.byref(call) for call, _ in calls), ctypes.byref(plan.convolution))
+        del x, calls  # the next images take their memory
+    return results
 
 
-def _plan(
-    shape: Sequence[int], weight: Tensor, settings: Mapping[str, Any]
-) -> tuple[Convolution, list[Tensor], list[MemoryOrder], bool]:
-    """Return the convolution, what it points at, the orders before and behind it, and whether output may be input."""
-    (_, batch, channels, *size), kernel = shape, weight.shape[2:]
-    pairs = {"kernel": kernel, "size": size, **{name: settings[name] for name in ("stride", "padding", "dilation")}}
-    out_size = [_out_size(*values) for values in zip(*pairs.values(), strict=True)]
-    fields = {name: (c_int64 * 2)(*values) for name, values in {**pairs, "out_size": out_size}.items()}
-    taps = weight.detach().flatten(1).t().contiguous()
-    orders = [MemoryOrder((1, 3, 4, 2), (batch, *each, channels)) for each in (size, out_size)]
-    # else rows would be written to before they were read
-    may_overwrite = settings["stride"] == [1, 1] and out_size == size
-    return Convolution(weight=taps.data_ptr(), images=batch, **fields), [weight, taps], orders, may_overwrite
+def _of_images(arguments: Arguments, part: slice) -> Arguments:
+    if arguments.state is None:
+        return arguments
+    return replace(arguments, state=tuple(value[part] for value in arguments.state))
+
+
+def _of_result(result: NeuronOutput, part: slice) -> NeuronOutput:
+    sequence, total, state, _ = result
+    return NeuronOutput(
+        None if sequence is None else sequence[:, part],
+        None if total is None else total[part],
+        tuple(value[part] for value in state),
+    )
+
+
+class _Plan:
+    """What is the same for all inputs of a shape `[T, N, C, H, W]`.
+
+    `before`, `behind`: the orders of neurons; `may_overwrite`: whether the output may take the input's place.
+    """
+
+    def __init__(self, shape: Sequence[int], weight: Tensor, settings: Mapping[str, Any]) -> None:
+        (_, batch, channels, *size), kernel = shape, weight.shape[2:]
+        pairs = {"kernel": kernel, "size": size, **{name: settings[name] for name in ("stride", "padding", "dilation")}}
+        out_size = [_out_size(*values) for values in zip(*pairs.values(), strict=True)]
+        fields = {name: (c_int64 * 2)(*values) for name, values in {**pairs, "out_size": out_size}.items()}
+        self._held = weight, weight.detach().flatten(1).t().contiguous()
+        self.convolution = Convolution(weight=self._held[1].data_ptr(), images=batch, **fields)
+        self.before, self.behind = (MemoryOrder((1, 3, 4, 2), (batch, *each, channels)) for each in (size, out_size))
+        self.may_overwrite = settings["stride"] == [1, 1] and out_size == size  # else before it is read
 
 
 def _refuses(
@@ -91,7 +128,7 @@ def _refuses(
     """Return why the kernel does not take the call; None if it does."""
     if x_seq.ndim != 5 or x_seq.numel() == 0 or not x_seq[0].is_contiguous(memory_format=torch.channels_last):
         return "memory that is not channels-last"
-    if weight.dtype != x_seq.dtype or len(weight) != x_seq.shape[2] or settings["groups"] != len(weight):
+    if weight.dtype != x_seq.dtype or weight.shape[1] != 1 or settings["groups"] != len(weight):
         return "a convolution that is not depthwise"
     if isinstance(settings["padding"], str):
         return "padding by name"
