@@ -22,6 +22,7 @@ from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.inference.stepwise import run_until_sure
 from snnzoo.models.base import SpikingNet
 from snnzoo.ops import backends
+from snnzoo.ops.memory import keep_freed_memory
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
@@ -83,8 +84,10 @@ def prepare_for_inference(
                 "fuse_pointwise needs a CUDA device, float16 or bfloat16 and channels_last, and no torch.compile"
             )
         network.fuse_pointwise()
-    if device.type == "cpu" and weights not in PIECES and not compile:
-        network.fuse_depthwise()
+    if device.type == "cpu":
+        keep_freed_memory()
+        if weights not in PIECES and not compile:
+            network.fuse_depthwise()
     if compile:
         network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
     graphs = GraphCache(cudnn_benchmark) if cuda_graph and device.type == "cuda" else None

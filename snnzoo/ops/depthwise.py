@@ -15,11 +15,10 @@ from torch import Tensor
 
 from snnzoo.codings import Coding
 from snnzoo.ops import backends, compiled, compiler
-from snnzoo.ops.memory import MemoryOrder
+from snnzoo.ops.memory import KEPT_BYTES, MemoryOrder
 from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
 
 SOURCE = Path(__file__).with_name("compiled_depthwise.cpp")
-NEW_BYTES = 32 << 20  # more than these, malloc takes from the system anew each time, page by page
 
 
 class Convolution(ctypes.Structure):
@@ -61,14 +60,19 @@ def depthwise_neurons(
     library = _library(x_seq.dtype)
     if library is None:
         return None
-    time_steps, batch = x_seq.shape[:2]
-    shape = (time_steps, batch, len(weight), *x_seq.shape[3:])
-    at_once = max(1, NEW_BYTES * batch // (math.prod(shape) * x_seq.element_size())) if first else batch
+    batch, memo = x_seq.shape[1], Memo() if behind.memo is None else behind.memo
+    shape = (len(x_seq), batch, len(weight), *x_seq.shape[3:])
+    at_once = max(1, KEPT_BYTES * batch // (math.prod(shape) * x_seq.element_size())) if first else batch
     if first is not None and at_once >= batch:
         x_seq, first = first(x_seq), None
         behind = replace(behind, out=x_seq)
-    memo = Memo() if behind.memo is None else behind.memo
-    plan = memo.keep(("plan", shape, id(weight)), lambda: _Plan(shape, weight, settings))
+
+    def plan_of(images: int) -> _Plan:
+        key = (shape[0], images, *shape[2:])
+        plan: _Plan = memo.keep(("plan", key, id(weight)), lambda: _Plan(key, weight, settings))
+        return plan
+
+    plan = plan_of(batch)
     if not plan.may_overwrite or first is not None:
         behind = replace(behind, out=None)
     results = (
@@ -76,14 +80,13 @@ def depthwise_neurons(
         plan.behind.allocate(x_seq, coding, behind),
     )
     for start in range(0, batch, at_once):
-        part = slice(start, start + at_once)
-        x = x_seq if first is None else first(x_seq[:, part])
-        if at_once < batch:
-            plan = memo.keep(("plan", x.shape, id(weight)), lambda x=x: _Plan(x.shape, weight, settings))
-        pairs = zip((plan.before, plan.behind), (before, behind), results, strict=True)
+        part = slice(start, min(start + at_once, batch))
+        x, plan = x_seq if first is None else first(x_seq[:, part]), plan_of(part.stop - part.start)
+        x = plan.before.flatten(x)
+        neurons = zip((plan.before, plan.behind), (before, behind), results, strict=True)
         calls = [
-            compiled.call_of(plan.before.flatten(x), order, coding, _of_images(arguments, part), _of_result(result, part))
-            for order, arguments, result in pairs
+            compiled.call_of(x, order, coding, _of_images(arguments, part), _part_of(result, part))
+            for order, arguments, result in neurons
         ]
         library.snnzoo_depthwise(*(ctypes.byref(call) for call, _ in calls), ctypes.byref(plan.convolution))
         del x, calls  # the next images take their memory
@@ -96,7 +99,7 @@ def _of_images(arguments: Arguments, part: slice) -> Arguments:
     return replace(arguments, state=tuple(value[part] for value in arguments.state))
 
 
-def _of_result(result: NeuronOutput, part: slice) -> NeuronOutput:
+def _part_of(result: NeuronOutput, part: slice) -> NeuronOutput:
     sequence, total, state, _ = result
     return NeuronOutput(
         None if sequence is None else sequence[:, part],
@@ -130,6 +133,8 @@ def _refuses(
         return "memory that is not channels-last"
     if weight.dtype != x_seq.dtype or weight.shape[1] != 1 or settings["groups"] != len(weight):
         return "a convolution that is not depthwise"
+    if torch.is_grad_enabled() and x_seq.requires_grad:
+        return "gradients"
     if isinstance(settings["padding"], str):
         return "padding by name"
     if before.activation != behind.activation or before.scaled != behind.scaled:

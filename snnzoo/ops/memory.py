@@ -16,6 +16,16 @@ from torch import Tensor
 from snnzoo.codings import Coding
 from snnzoo.ops.spec import Arguments, NeuronOutput, state_dtype
 
+KEPT_BYTES = 31 << 20  # a block of a CPU's memory that glibc's malloc can be made to keep: less than 32 MiB
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep blocks of up to `KEPT_BYTES` that are freed, as it does once it has seen one of that size.
+
+    Else it gives them back and takes them anew from the system, page by page, which takes as long as a convolution.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+
 
 @dataclass(frozen=True)
 class MemoryOrder:
