@@ -46,6 +46,11 @@ def prepare_for_inference(
     logits are the network's; in float32 and below rounding differs, and where a spike hangs on it, so does the
     spike. Half precision is closest where the readout is fine: at more steps, or more levels.
 
+    On a CPU, in float32 and float64, a depthwise convolution between neurons runs with both of them as one compiled
+    kernel, where `memory_format` is channels_last. Its sums may round other than PyTorch's: so may logits, and a spike
+    that hangs on it, between this and a call with `watch`, which runs layers one by one. malloc keeps more freed memory
+    from then on (`ops.memory.keep_freed_memory`).
+
     Args:
         net: trained or converted; its state is left out.
         dtype: of weights and activations, the network's if None. Neurons and the classifier stay float32 or better.
