@@ -225,6 +225,20 @@ class PreActivation(nn.Module):
         return self.fc(F.relu(self.norm2(torch.cat([x, y], 1))).mean((2, 3)))
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("padding", "shifts"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_constant_passes_a_convolution_without_padding(recipe, padding, shifts, groups):
+    torch.manual_seed(0)
+    bottleneck = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, padding=padding, groups=groups)]
+    ann = nn.Sequential(*bottleneck, nn.ReLU(), nn.Flatten(), nn.Linear(6 * (30 + 2 * padding) ** 2, 5)).double()
+    net = with_random_neurons(ann, recipe)
+    fast, x_seq = prepare_for_inference(net), images(4, 2, 3, 32, 32)
+    assert sum(node.operation == "shift" for node in fast.network.graph) == shifts
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x_seq), net(x_seq))
+
+
 @pytest.mark.parametrize(("lowest", "scales"), [(0.5, 1), (-0.5, 2)])
 def test_a_positive_scale_before_a_neuron_goes_into_its_threshold_and_the_weights_behind(lowest, scales):
     torch.manual_seed(0)
