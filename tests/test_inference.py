@@ -12,13 +12,14 @@ import snnzoo
 from helpers import neuron_sites, shake_batch_norm
 from snnzoo import codings, functional, neuron, prepare_for_inference
 from snnzoo.conversion import capture_ann
-from snnzoo.conversion.neurons import install
+from snnzoo.conversion.neurons import install, make_node
 from snnzoo.errors import UsageError
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.graph.shapes import site_channels
 from snnzoo.graph.trained import as_graph
 from snnzoo.inference import engine
+from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.models.cifar_resnet import CifarResNet
 from snnzoo.models.registry import MODELS
 from snnzoo.neuron import IFNode, LIFNode
@@ -177,6 +178,21 @@ def test_each_call_starts_anew_and_leaves_no_state():
     assert all(site.state is None and site.t == 0 for site in sites)
 
 
+@pytest.mark.parametrize("recipe", [codings.IF(), codings.Signed(), codings.Delta(), codings.Differential()])
+def test_neurons_that_are_given_other_parameters_forget_what_was_kept_of_the_old_ones(recipe):
+    """As a search does, which fits the same network again and again."""
+
+    def node(theta):
+        return make_node(recipe, codings.RELU, {"v_threshold": torch.full((4,), theta), "bias": torch.zeros(4)})
+
+    x = torch.rand(3, 2, 4, 5, 5)
+    refitted = FoldedNeuron(node(0.3), torch.zeros(4)).float()
+    refitted(x.clone())
+    refitted.reset()
+    refitted.set_parameters(torch.full((4,), 0.7), torch.full((4,), 0.1))
+    assert torch.equal(refitted(x.clone()), FoldedNeuron(node(0.7), torch.full((4,), 0.1)).float()(x.clone()))
+
+
 def test_a_call_that_fails_leaves_no_state():
     fast = prepare_for_inference(trained("resnet20"))
     with pytest.raises(RuntimeError):
@@ -223,6 +239,20 @@ class PreActivation(nn.Module):
         x = self.conv0(x)
         y = self.conv(F.relu(self.norm(x)))
         return self.fc(F.relu(self.norm2(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("padding", "shifts"), [(0, 0), (1, 1)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_constant_passes_a_convolution_without_padding(recipe, padding, shifts, groups):
+    torch.manual_seed(0)
+    bottleneck = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, padding=padding, groups=groups)]
+    ann = nn.Sequential(*bottleneck, nn.ReLU(), nn.Flatten(), nn.Linear(6 * (30 + 2 * padding) ** 2, 5)).double()
+    net = with_random_neurons(ann, recipe)
+    fast, x_seq = prepare_for_inference(net), images(4, 2, 3, 32, 32)
+    assert sum(node.operation == "shift" for node in fast.network.graph) == shifts
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x_seq), net(x_seq))
 
 
 @pytest.mark.parametrize(("lowest", "scales"), [(0.5, 1), (-0.5, 2)])

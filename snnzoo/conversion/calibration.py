@@ -374,9 +374,8 @@ class _Walk:
 
     def set_neuron(self, node: Node, parameters: Mapping[str, Tensor]) -> None:
         """Give a neuron its parameters."""
-        neuron = self.network.neuron(node.path)
-        neuron.v_threshold.copy_(parameters["v_threshold"])
-        neuron.bias.copy_(self.constants[node.path] + parameters["bias"])
+        bias = self.constants[node.path] + parameters["bias"]
+        self.network.neuron(node.path).set_parameters(parameters["v_threshold"], bias)
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """Return the ANN's logits `[N, classes]`, and the network's after each step, `[T, N, classes]`."""

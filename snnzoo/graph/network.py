@@ -326,7 +326,8 @@ class SpikingNetwork(GraphModule, StepModule):
             y_seq = each_step(lambda *x: row.run(*x, **linear, **node.settings), changes)
         constant = row.constant(parameters, node.settings, y_seq.ndim - 1) if self._t == 0 else None
         if constant is not None:
-            y_seq = torch.cat([y_seq[:1] + constant, y_seq[1:]])
+            y_seq = y_seq.clone()  # in its memory format, which a join would lose
+            y_seq[0] += constant
         return y_seq
 
     def _change_of(self, node: Node, name: str, x_seq: Tensor) -> Tensor:

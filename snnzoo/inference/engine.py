@@ -22,6 +22,7 @@ from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.inference.stepwise import run_until_sure
 from snnzoo.models.base import SpikingNet
 from snnzoo.ops import backends
+from snnzoo.ops.memory import keep_freed_memory
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
@@ -44,6 +45,11 @@ def prepare_for_inference(
     BN is folded into convolutions, and its bias, like the residual, is added by the neuron operator. In float64 the
     logits are the network's; in float32 and below rounding differs, and where a spike hangs on it, so does the
     spike. Half precision is closest where the readout is fine: at more steps, or more levels.
+
+    On a CPU, in float32 and float64, a depthwise convolution between neurons runs with both of them as one compiled
+    kernel, where `memory_format` is channels_last. Its sums may round other than PyTorch's: so may logits, and a spike
+    that hangs on it, between this and a call with `watch`, which runs layers one by one. malloc keeps more freed memory
+    from then on (`ops.memory.keep_freed_memory`).
 
     Args:
         net: trained or converted; its state is left out.
@@ -83,6 +89,10 @@ def prepare_for_inference(
                 "fuse_pointwise needs a CUDA device, float16 or bfloat16 and channels_last, and no torch.compile"
             )
         network.fuse_pointwise()
+    if device.type == "cpu":
+        keep_freed_memory()
+        if weights not in PIECES and not compile:
+            network.fuse_depthwise()
     if compile:
         network.run = torch.compile(network.run, dynamic=False)  # type: ignore[method-assign]
     graphs = GraphCache(cudnn_benchmark) if cuda_graph and device.type == "cuda" else None

@@ -1,9 +1,10 @@
 """The graph that runs fastest: rewritten so that all that only adds a constant, or a residual, is done by neurons.
 
 Batch normalisation goes into the weights before it. What is left of it, and of every bias, is a constant for each
-channel, which passes through pools, sums and joins as it is: it waits until a neuron adds it with its own bias. An
-addition before a neuron is made by the neuron, too. Where batch normalisation finds no weights before it, but a neuron
-and weights behind it, its positive scale goes into the neuron's threshold and those weights.
+channel, which passes through pools, sums and joins as it is, and convolutions without padding as what they make of it:
+it waits until a neuron adds it with its own bias. An addition before a neuron is made by the neuron, too. Where batch
+normalisation finds no weights before it, but a neuron and weights behind it, its positive scale goes into the neuron's
+threshold and those weights.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ class _Folder:
         return len(self.graph.consumers[name]) == 1 and name not in (self.graph.decoded, self.graph.output)
 
     def _weighted(self, node: Node) -> None:
-        node = dataclasses.replace(node, inputs=(self._whole(node.inputs[0]),))
+        through = self._through(node)
+        if through is None:
+            node = dataclasses.replace(node, inputs=(self._whole(node.inputs[0]),))
         gain = self.gains.get(self.nodes[node.inputs[0]].path) if node.inputs[0] in self.sites else None
         if gain is not None:
             key = f"{node.name}/weight"
@@ -160,7 +163,17 @@ class _Folder:
         if node.operation == "linear" and len(self.shapes[node.name]) > 1:
             self._keep(node)  # its channels are not dimension 1
             return
-        self._keep(dataclasses.replace(node, parameters={"weight": node.parameters["weight"]}), bias)
+        constant = bias if through is None else through if bias is None else through + bias
+        self._keep(dataclasses.replace(node, parameters={"weight": node.parameters["weight"]}), constant)
+
+    def _through(self, node: Node) -> Tensor | None:
+        """What a convolution makes of the constant that its input lacks, `[C]`; None at borders that lack nothing."""
+        constant = self.waiting.get(node.inputs[0])
+        if constant is None or node.operation != "conv2d" or node.settings["padding"] not in ([0, 0], "valid"):
+            return None
+        groups, weight = node.settings["groups"], self.tensors[node.parameters["weight"]].sum((2, 3))
+        per_group = constant.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+        return (weight * per_group.reshape(len(weight), -1)).sum(1)
 
     def _batch_norm(self, node: Node) -> None:
         parameters = {role: self.tensors[key] for role, key in node.parameters.items()}

@@ -15,7 +15,7 @@ from snnzoo.graph.graph import Node
 from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
 from snnzoo.graph.operations import INPUT
 from snnzoo.inference.folding import fold
-from snnzoo.inference.neuron import FoldedNeuron
+from snnzoo.inference.neuron import Convolution, FoldedNeuron
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -53,7 +53,8 @@ class FoldedNetwork(SpikingNetwork):
         self._neurons = {path: self.get_submodule(path) for path in neurons}
         self._sums_suffice = self._is_watched = False
         self._replaced: dict[str, nn.Module] = {}  # what integer weights take the place of
-        self._pointwise: dict[str, Node] = {}  # by neurons' names, the convolution that they run, and by its own
+        self._runs: dict[str, list[Node]] = {}  # by neurons' names, what they run before themselves, the last first
+        self._run_later: set[str] = set()  # the names of that
         self.eval().requires_grad_(False)
 
     def neuron(self, path: str) -> Any:
@@ -74,13 +75,59 @@ class FoldedNetwork(SpikingNetwork):
             for name in node.inputs:
                 before = graph[name] if name != INPUT else node
                 if self._is_pointwise(before) and len(graph.consumers[name]) == 1 and name not in graph.before_neurons:
-                    self._pointwise[node.name] = self._pointwise[name] = before
+                    self._fuse(node, before)
                     break
+
+    def fuse_depthwise(self) -> None:
+        """Let neurons run a depthwise convolution before them, the neurons before that, and their 1x1 convolution.
+
+        That is for `ops.depthwise_neurons`, unless values are watched.
+        """
+        for node in self.sites:
+            convolution = self._only_input(node)
+            source = None if convolution is None else self._only_input(convolution)
+            if convolution is None or source is None or source.name not in self._sites or len(source.inputs) > 1:
+                continue
+            if self._is_depthwise(convolution) and source.name not in self._runs:
+                first = self._only_input(source)
+                is_late = first is not None and first.name not in self.graph.before_neurons
+                more = [first] if first is not None and is_late and self._is_pointwise(first) else []
+                self._fuse(node, convolution, source, *more)
+
+    def _fuse(self, node: Node, *before: Node) -> None:
+        self._runs[node.name] = list(before)
+        self._run_later.update(each.name for each in before)
+
+    def _convolution(self, node: Node, tensors: Mapping[str, Tensor]) -> Convolution | None:
+        """What a neuron runs before itself."""
+        if self._is_watched or node.name not in self._runs:
+            return None
+        convolution, source, first = (*self._runs[node.name], None, None)[:3]
+        assert convolution is not None
+        return Convolution(
+            tensors[convolution.parameters["weight"]],
+            convolution.settings,
+            None if source is None else self.neuron(source.path),
+            None if first is None else Convolution(tensors[first.parameters["weight"]], first.settings),
+        )
+
+    def _only_input(self, node: Node) -> Node | None:
+        """The node before this one, if nothing else takes its value, and this one takes no other."""
+        if len(node.inputs) > 1 or node.inputs[0] == INPUT or len(self.graph.consumers[node.inputs[0]]) > 1:
+            return None
+        return self.graph[node.inputs[0]]
+
+    def _is_depthwise(self, node: Node) -> bool:
+        if node.operation != "conv2d" or "bias" in node.parameters:
+            return False
+        weight = self.tensors()[node.parameters["weight"]]
+        return len(weight) == node.settings["groups"] and weight.shape[1] == 1
 
     def _is_pointwise(self, node: Node) -> bool:
         settings = {"stride": [1, 1], "padding": [0, 0], "groups": 1}
         return (
             node.operation == "conv2d"
+            and "bias" not in node.parameters
             and settings.items() <= node.settings.items()
             and self.tensors()[node.parameters["weight"]].shape[2:] == (1, 1)
         )
@@ -132,20 +179,17 @@ class FoldedNetwork(SpikingNetwork):
             inputs = [x.mean(0, keepdim=True) for x in inputs]
         if node.name in self._replaced:
             return each_step(self._replaced[node.name], inputs)
-        convolution = None if self._is_watched else self._pointwise.get(node.name)
-        if convolution is node:
+        if node.name in self._run_later and not self._is_watched:
             return inputs[0]  # the neuron behind it will run it
         if node.name not in self._sites:
             return super()._run_node(node, tensors, inputs)
-        neuron, weight = self.neuron(node.path), None
-        if convolution is not None:
-            weight = tensors[convolution.parameters["weight"]]
-            if node.inputs[0] != convolution.name:
-                inputs.reverse()
+        neuron, convolution = self.neuron(node.path), self._convolution(node, tensors)
+        if convolution is not None and node.inputs[0] != self._runs[node.name][0].name:
+            inputs.reverse()
         residual = inputs[1] if len(inputs) > 1 else None
         if not (self._sums_suffice and node.name in self.graph.behind_neurons):
-            return neuron(inputs[0], residual, pointwise=weight)  # type: ignore[no-any-return]
-        total: Tensor = neuron(inputs[0], residual, output="sum", pointwise=weight).unsqueeze(0)
+            return neuron(inputs[0], residual, convolution=convolution)  # type: ignore[no-any-return]
+        total: Tensor = neuron(inputs[0], residual, output="sum", convolution=convolution).unsqueeze(0)
         return total if self._adds_up else total / len(inputs[0])
 
     def _is_summed(self, node: Node) -> bool:

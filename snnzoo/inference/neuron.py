@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,27 @@ from snnzoo import ops
 from snnzoo.codings import RELU, Coding
 from snnzoo.graph.network import each_step, is_static
 from snnzoo.ops.reference import channel_view
-from snnzoo.ops.spec import Arguments
+from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
 from snnzoo.threshold_node import ThresholdNode
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution without bias that the neuron behind it runs, and with it what is before it.
+
+    `source`: the neuron before it, or None; `first`: the convolution before that, or None.
+    """
+
+    weight: Tensor
+    settings: Mapping[str, Any]
+    source: FoldedNeuron | None = None
+    first: Convolution | None = None
+
+    def __call__(self, x_seq: Tensor) -> Tensor:
+        """What it gives by itself, `[T, N, C, ...]`."""
+        for before in (self.first, self.source):
+            x_seq = x_seq if before is None else before(x_seq)
+        return each_step(lambda x: F.conv2d(x, self.weight, **self.settings), [x_seq])
 
 
 class FoldedNeuron(nn.Module):
@@ -39,6 +58,9 @@ class FoldedNeuron(nn.Module):
     sends_counts = False  # a sequence of whole units, as int8, instead of what they are worth
     counts_events = False  # whether `events` is of use
     keeps_input = False  # whether its input must stay as it is
+    state: tuple[Tensor, ...] | None
+    t: int  # the next step
+    steps: int  # of the last call
     events: Tensor | None = None  # of the last call: outputs that are not 0, at each step and position, [T, ...]
 
     def __init__(self, node: ThresholdNode, bias: Tensor, gain: Tensor | float = 1.0, in_place: bool = False) -> None:
@@ -48,6 +70,7 @@ class FoldedNeuron(nn.Module):
         arguments = node.arguments()
         self.scaled = arguments.get("scaled", False)
         self.activation, self.absolute = arguments.get("activation", RELU), arguments.get("absolute", False)
+        self._kept: tuple[Memo, tuple[object, object, object]] = Memo(), (None, None, None)
         self._keep("v_threshold", arguments["v_threshold"] / gain)
         self._keep("bias", (arguments.get("bias", 0.0) + bias) / gain)
         self.reset()
@@ -58,31 +81,37 @@ class FoldedNeuron(nn.Module):
         else:
             setattr(self, name, value)
 
+    def set_parameters(self, v_threshold: Tensor, bias: Tensor) -> None:
+        """Give it other ones, `[C]` each; what was kept of the old ones is forgotten."""
+        for own, new in ((self.v_threshold, v_threshold), (self.bias, bias)):
+            assert isinstance(own, Tensor)
+            own.copy_(new)
+        self._kept = Memo(), (None, None, None)
+
     def reset(self) -> None:
         """Forget the state: the next step is t = 0."""
-        self.state: tuple[Tensor, ...] | None = None
-        self.t = self.steps = 0
+        vars(self).update(state=None, t=0, steps=0)
 
     def forward(
         self,
         x_seq: Tensor,
         residual: Tensor | None = None,
         output: str = "sequence",
-        pointwise: Tensor | None = None,
+        convolution: Convolution | None = None,
     ) -> Tensor:
         """`[T, N, C, ...] -> [T, N, C, ...]`, or with `output="sum"` the sum over time, `[N, C, ...]`.
 
         Args:
-            x_seq: input; with `pointwise`, that of the convolution.
+            x_seq: input; with `convolution`, what that takes.
             residual: a second one, added to the first.
             output: "sequence" or "sum".
-            pointwise: the weight of a 1x1 convolution before it, `[C, channels in, 1, 1]`, which it then runs, too.
+            convolution: one before it, which it then runs, too.
         """
-        if pointwise is not None:
-            outputs = self._with_pointwise(x_seq, pointwise, residual, output)
+        if convolution is not None:
+            outputs = self._with_convolution(x_seq, convolution, residual, output)
             if outputs is not None:
                 return outputs
-            x_seq = each_step(lambda x: F.conv2d(x, pointwise), [x_seq])
+            x_seq = convolution(x_seq)
         result = ops.multi_step_neuron(
             x_seq,
             self.coding,
@@ -100,19 +129,49 @@ class FoldedNeuron(nn.Module):
             out=x_seq if self._may_overwrite(x_seq, output) else None,
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
+            memo=self._memo(),
         )
-        steps = x_seq.shape[0]
-        # past nn.Module.__setattr__, which looks for parameters and modules, and takes as long as a small layer
-        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
+        self._go_on(result, x_seq.shape[0])
         outputs = result.total if output == "sum" else result.sequence
         assert outputs is not None
         return outputs
 
-    def _with_pointwise(self, x_seq: Tensor, weight: Tensor, residual: Tensor | None, output: str) -> Tensor | None:
+    def _go_on(self, result: NeuronOutput, steps: int) -> None:
+        # not one by one: a module looks at what it is given for longer than a small layer runs
+        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
+
+    def _with_convolution(
+        self, x_seq: Tensor, convolution: Convolution, residual: Tensor | None, output: str
+    ) -> Tensor | None:
         """The outputs behind a convolution from one kernel; None where it does not take them."""
-        if self.sends_counts or self.counts_events or is_static(x_seq):
+        weight, source = convolution.weight, convolution.source
+        if any(neuron is not None and (neuron.sends_counts or neuron.counts_events) for neuron in (self, source)):
             return None
-        arguments = Arguments(
+        arguments = self._arguments(x_seq, residual, output)
+        if source is None:
+            outputs = None if is_static(x_seq) else ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
+            if outputs is not None:
+                self._go_on(NeuronOutput(outputs, None, ()), len(x_seq))
+            return outputs
+        before = source._arguments(x_seq, None, "sequence")
+        may_overwrite = convolution.first is None and source._may_overwrite(x_seq, output)
+        results = ops.depthwise_neurons(
+            x_seq,
+            self.coding,
+            before,
+            weight,
+            convolution.settings,
+            dataclasses.replace(arguments, out=x_seq if may_overwrite else None),
+            convolution.first,
+        )
+        if results is None:
+            return None
+        for neuron, result in zip((source, self), results, strict=True):
+            neuron._go_on(result, len(x_seq))
+        return results[1].total if output == "sum" else results[1].sequence
+
+    def _arguments(self, x_seq: Tensor, residual: Tensor | None, output: str) -> Arguments:
+        return Arguments(
             self.v_threshold,
             self.bias,
             residual,
@@ -124,12 +183,16 @@ class FoldedNeuron(nn.Module):
             self.keeps_state,
             self.activation,
             self.absolute,
+            reuse_state=True,
+            memo=self._memo(),
         )
-        outputs = ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
-        if outputs is not None:
-            self.steps = len(x_seq)
-            self.t += self.steps
-        return outputs
+
+    def _memo(self) -> Memo:
+        """A new one, if something has changed since the last call."""
+        made_of = self.coding, self.v_threshold, self.bias
+        if any(one is not other for one, other in zip(made_of, self._kept[1], strict=True)):
+            self._kept = Memo(), made_of
+        return self._kept[0]
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
         if self.keeps_input:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from snnzoo.codings.activations import Clamp, Hardsigmoid, Hardswish, LeakyReLU,
 from snnzoo.ops import compiler
 from snnzoo.ops.memory import MemoryOrder, memory_order
 from snnzoo.ops.reference import bias_is_past
-from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, NeuronOutput
+from snnzoo.ops.spec import MOST_THRESHOLDS, Arguments, Memo, NeuronOutput
 
 SOURCE = Path(__file__).with_name("compiled_kernels.cpp")
 NAMES = {torch.float32: "float", torch.float64: "double"}  # of dtypes in C++
@@ -25,19 +24,16 @@ ACTIVATIONS = (ReLU, Clamp, LeakyReLU, Hardswish, Hardsigmoid)  # those whose ev
 WORK_OF_A_THREAD = 1 << 15  # elements: fewer are not worth waking one
 
 
-_Pair = c_void_p * 2
-
-
 class Call(ctypes.Structure):
     """As `Call` in the C++ source, which says what each field is."""
 
     _fields_ = (
         *((name, c_char_p) for name in ("coding", "activation")),
-        *((name, POINTER(c_double)) for name in ("coding_numbers", "activation_numbers", "spike_values")),
+        *((name, c_void_p) for name in ("coding_numbers", "activation_numbers", "spike_values")),
         *((name, c_void_p) for name in ("x", "residual", "theta", "bias", "first")),
-        ("before", _Pair),
+        ("before", c_void_p * 2),
         *((name, c_void_p) for name in ("sequence", "total")),
-        ("after", _Pair),
+        ("after", c_void_p * 2),
         ("events", c_void_p),
         *((name, c_int64) for name in ("x_stride", "residual_stride", "sequence_stride")),
         *((name, c_int64) for name in ("time_steps", "elements", "channels", "inner", "biased_steps")),
@@ -75,7 +71,10 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     if order.numel > 0:
         library = _library(x_seq.dtype)
         assert library is not None
-        _run(library, order, x_seq, coding, arguments, result)
+        x = order.laid(x_seq.detach())
+        call, held = call_of(x, order, coding, arguments, result)
+        library.snnzoo_multi_step_neuron(ctypes.byref(call))
+        del held
     return result
 
 
@@ -83,53 +82,78 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return compiler.load(SOURCE, f"-DSNNZOO_DTYPE={NAMES[dtype]}")
 
 
-def _run(
-    library: ctypes.CDLL, order: MemoryOrder, x_seq: Tensor, coding: Coding, arguments: Arguments, result: NeuronOutput
-) -> None:
-    dtype, steps = x_seq.dtype, range(arguments.t, arguments.t + x_seq.shape[0])
-    held = []  # what the call points at, until it is done
+def call_of(
+    x: Tensor, order: MemoryOrder, coding: Coding, arguments: Arguments, result: NeuronOutput
+) -> tuple[Call, list[object]]:
+    """Return what the C++ source is given, and what must live until it has run: the call points there.
+
+    Args:
+        x: the input, `[T, elements]` in this order.
+        order: of the result.
+    """
+    dtype, memo = x.dtype, Memo() if arguments.memo is None else arguments.memo
+    settings = x.shape[0], dtype, order, arguments.t, arguments.state is None, torch.get_num_threads()
+    call, constants = memo.keep((*settings, arguments.out_dtype), lambda: _constant_part(*settings, coding, arguments))
+    held: list[object] = [x, constants]
 
     def pointer(value: Tensor | None) -> int | None:
-        if value is None:
-            return None
         held.append(value)
-        return value.data_ptr()
+        return None if value is None else value.data_ptr()
 
-    def cast(value: Tensor) -> Tensor:
-        return value if value.dtype == dtype else value.to(dtype)
+    residual = None if arguments.residual is None else order.laid(arguments.residual.detach().to(dtype))
+    sequence = None if result.sequence is None else order.laid(result.sequence)
+    states = (arguments.state or (), call.before), (result.state, call.after)
+    call.x, call.x_stride = x.data_ptr(), x.stride(0)
+    call.residual, call.residual_stride = pointer(residual), 0 if residual is None else residual.stride(0)
+    call.sequence, call.sequence_stride = pointer(sequence), 0 if sequence is None else sequence.stride(0)
+    call.total, call.events = pointer(result.total), pointer(result.events)
+    for parts, pointers in states:
+        for k, part in enumerate(parts):
+            pointers[k] = pointer(order.laid_step(part.detach().to(dtype)))
+        for k in range(len(parts), len(pointers)):
+            pointers[k] = None
+    if result.events is not None:
+        call.position_run, call.positions = order.position_run, result.events[0].numel()
+    return call, held
 
-    def of_channels(value: float | Tensor) -> Tensor:
-        if isinstance(value, Tensor) and value.dtype == dtype and value.is_contiguous():
-            return value
-        return torch.as_tensor(value, dtype=dtype).expand(order.channels).contiguous()
 
-    def states(parts: tuple[Tensor, ...]) -> ctypes.Array[c_void_p]:
-        return _Pair(*(pointer(order.laid_step(cast(part))) for part in parts))
+def _constant_part(
+    time_steps: int,
+    dtype: torch.dtype,
+    order: MemoryOrder,
+    start: int,
+    is_new: bool,
+    threads: int,
+    coding: Coding,
+    arguments: Arguments,
+) -> tuple[Call, list[object]]:
+    """Return the part of a call that is the same for all inputs of a shape, and what it points at."""
+    held: list[object] = []
+    steps = range(start, start + time_steps)
+
+    def numbers(values: list[float]) -> int:
+        array = (c_double * len(values))(*values)
+        held.append(array)
+        return ctypes.addressof(array)
+
+    def of_channels(value: float | Tensor) -> int:
+        values = torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
+        held.append(values)
+        return values.data_ptr()
 
     name, settings = _of_coding(coding, dtype)
     function, its_settings = _of_activation(arguments.activation)
-    x, theta = order.laid(x_seq), of_channels(arguments.v_threshold)
-    residual = None if arguments.residual is None else order.laid(cast(arguments.residual))
-    sequence = None if result.sequence is None else order.laid(result.sequence)
+    theta = torch.as_tensor(arguments.v_threshold, dtype=dtype).detach()
     call = Call(
         coding=name,
         activation=function,
-        coding_numbers=_numbers(*settings),
-        activation_numbers=_numbers(*its_settings),
-        spike_values=_numbers(*(coding.spike_value(t, dtype) for t in steps)),
-        x=pointer(x),
-        residual=pointer(residual),
-        theta=pointer(theta),
-        bias=pointer(of_channels(arguments.bias)),
-        first=pointer(of_channels(coding.initial(theta))) if arguments.state is None else None,
-        before=states(arguments.state or ()),
-        sequence=pointer(sequence),
-        total=pointer(result.total),
-        after=states(result.state),
-        x_stride=x.stride(0),
-        residual_stride=0 if residual is None else residual.stride(0),
-        sequence_stride=0 if sequence is None else sequence.stride(0),
-        time_steps=len(steps),
+        coding_numbers=numbers(settings),
+        activation_numbers=numbers(its_settings),
+        spike_values=numbers([coding.spike_value(t, dtype) for t in steps]),
+        theta=of_channels(theta),
+        bias=of_channels(arguments.bias),
+        first=of_channels(coding.initial(theta)) if is_new else None,
+        time_steps=time_steps,
         elements=order.numel,
         channels=order.channels,
         inner=order.inner,
@@ -137,18 +161,9 @@ def _run(
         forgets=coding.bias_once and arguments.absolute,
         scaled=arguments.scaled,
         is_int8=arguments.out_dtype == torch.int8,
-        threads=min(torch.get_num_threads(), 1 + x_seq.numel() // WORK_OF_A_THREAD),
+        threads=min(threads, 1 + time_steps * order.numel // WORK_OF_A_THREAD),
     )
-    if result.events is not None:
-        call.events = pointer(result.events)
-        call.position_run, call.positions = order.position_run, result.events[0].numel()
-    library.snnzoo_multi_step_neuron(ctypes.byref(call))
-
-
-@functools.lru_cache(maxsize=1024)
-def _numbers(*values: float) -> ctypes.Array[c_double]:
-    """Return numbers as the call has them; a network asks for few others again and again."""
-    return (c_double * len(values))(*values)
+    return call, held
 
 
 def _of_coding(coding: Coding, dtype: torch.dtype) -> tuple[bytes, list[float]]:

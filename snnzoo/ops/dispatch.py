@@ -7,7 +7,7 @@ from torch import Tensor
 
 from snnzoo.codings import RELU, Activation, Coding
 from snnzoo.ops import autograd, backends, operator, reference
-from snnzoo.ops.spec import Arguments, NeuronOutput, count_events
+from snnzoo.ops.spec import Arguments, Memo, NeuronOutput, count_events
 
 __all__ = ["multi_step_neuron"]
 
@@ -32,6 +32,7 @@ def multi_step_neuron(
     out: Tensor | None = None,
     counts_events: bool = False,
     reuse_state: bool = False,
+    memo: Memo | None = None,
 ) -> NeuronOutput:
     """Run one layer of neurons over all T steps.
 
@@ -56,6 +57,8 @@ def multi_step_neuron(
             Not for training.
         counts_events: whether to count the outputs that are not 0, of a sequence `[T, N, C, ...]`.
         reuse_state: whether the memory of `state` may become that of the final one. Not for training.
+        memo: where an implementation may keep what is the same from call to call: its owner gives it with this coding,
+            this activation and these parameters only, which do not change.
 
     Returns:
         the outputs and counts asked for, and the final state, in float32 (float64 for float64 input). Gradients
@@ -83,6 +86,7 @@ def multi_step_neuron(
         out,
         counts_events,
         reuse_state,
+        memo,
     )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)

@@ -16,6 +16,16 @@ from torch import Tensor
 from snnzoo.codings import Coding
 from snnzoo.ops.spec import Arguments, NeuronOutput, state_dtype
 
+KEPT_BYTES = 31 << 20  # a block of a CPU's memory that glibc's malloc can be made to keep: less than 32 MiB
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep blocks of up to `KEPT_BYTES` that are freed, as it does once it has seen one of that size.
+
+    Else it gives them back and takes them anew from the system, page by page, which takes as long as a convolution.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
+
 
 @dataclass(frozen=True)
 class MemoryOrder:
@@ -107,9 +117,10 @@ class MemoryOrder:
                 sequence = self.empty(x_seq, arguments.out_dtype, len(x_seq))
         if arguments.output != "sequence":
             total = self.empty(x_seq, x_seq.dtype)
-        return NeuronOutput(sequence, total, self._allocate_state(x_seq, coding, arguments))
+        return NeuronOutput(sequence, total, self.allocate_state(x_seq, coding, arguments))
 
-    def _allocate_state(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, ...]:
+    def allocate_state(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> tuple[Tensor, ...]:
+        """Memory for the final state, if it is asked for: that of the one before, where it may be, or new memory."""
         if not arguments.keep_state:
             return ()
         dtype = state_dtype(x_seq.dtype)

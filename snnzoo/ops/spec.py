@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnzoo.codings import RELU, Activation
 
-__all__ = ["Arguments", "Gradients", "NeuronOutput", "count_events", "state_dtype"]
+__all__ = ["Arguments", "Gradients", "Memo", "NeuronOutput", "count_events", "state_dtype"]
 
+MOST_KEPT = 16  # in a `Memo`: steps and shapes of input
 MOST_THRESHOLDS = 100  # of `Differential`: powers of two that are normal numbers in float32
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return that of a membrane, float32 or better: half precision loses small currents."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Memo(dict[Hashable, Any]):
+    """What an implementation keeps from call to call of one neuron. It points into memory, so copies begin empty."""
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what was made for this key, now or before."""
+        if key not in self:
+            if len(self) >= MOST_KEPT:
+                self.clear()
+            self[key] = make()
+        return self[key]
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        return Memo, ()
 
 
 class NeuronOutput(NamedTuple):
@@ -66,6 +83,7 @@ class Arguments:
     out: Tensor | None = None
     counts_events: bool = False
     reuse_state: bool = False
+    memo: Memo | None = None
 
     @property
     def sequence_scaled(self) -> bool:
