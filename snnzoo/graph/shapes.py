@@ -37,8 +37,8 @@ def value_shapes(
     Raises:
         CheckpointError: naming the node whose inputs and parameters do not fit each other.
     """
-    parameters = {key: torch.empty((), dtype=value.dtype).expand(value.shape) for key, value in tensors.items()}
-    values = {INPUT: torch.empty((0, *input_shape), dtype=_dtype(parameters))}
+    parameters = {key: _blank(value) for key, value in tensors.items()}
+    values = {INPUT: torch.empty((0, *input_shape), dtype=torch.float32)}
     last: Node | None = None
     try:
         with torch.no_grad():
@@ -80,6 +80,12 @@ def _of_no_images(node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor
     return value
 
 
+def _blank(value: Tensor) -> Tensor:
+    """A parameter of the same shape, all of one precision: that of parts of a network may differ, shapes do not."""
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty((), dtype=dtype).expand(value.shape)
+
+
 def _check(value: Tensor) -> None:
     if value.ndim < 2 or len(value) != 0 or math.prod(value.shape[1:]) > MOST_VALUES:
         raise ValueError(f"its value has shape {list(value.shape)}")
@@ -91,7 +97,3 @@ def site_channels(
     """Return for each activation's path how many channels its neuron has; arguments as `value_shapes`."""
     shapes = value_shapes(graph, tensors, input_shape, source)
     return {node.path: shapes[node.name][0] for node in graph.neurons}
-
-
-def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    return next((value.dtype for value in tensors.values() if value.is_floating_point()), torch.float32)
