@@ -72,10 +72,13 @@ def test_resnets_give_the_same_logits(classic, name, node, settings):
     theirs = make(classic.model, classic.neuron, name, node, **settings)
     ours = make(snnzoo.model, neuron, name, node, **settings)
     x_seq = torch.randn(3, 2, 3, 48, 48)
-    logits = assert_no_difference(theirs, ours, x_seq, None if name.startswith("multi") else x_seq)
+    assert_no_difference(theirs, ours, x_seq, None if name.startswith("multi") else x_seq)
+    ours, x_seq = ours.double(), x_seq.double()  # in which no spike hangs on how sums are rounded
     functional.reset_net(ours)
+    with torch.inference_mode():
+        logits = ours(x_seq) if name.startswith("multi") else torch.stack([ours(x) for x in x_seq])
     fast = snnzoo.prepare_for_inference(ours)(x_seq)
-    torch.testing.assert_close(fast, logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fast, logits, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["multi_step_spiking_vgg11_bn", "spiking_vgg11_bn"])
