@@ -22,7 +22,11 @@ def command(tmp_path, monkeypatch, image_folder):
 
 
 @pytest.mark.parametrize(
-    "options", [("--levels", "7", "-T", "3"), ("--recipe", "rate", "-T", "4", "--threshold", "percentile")]
+    "options",
+    [
+        ("--levels", "7", "-T", "3"),
+        pytest.param(("--recipe", "rate", "-T", "4", "--threshold", "percentile"), marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_write_the_file_of_one_and_one_of_them_prints(run_command, command, options):
     assert run_command(*command, *options, "-o", "one.safetensors")[0] == 0
