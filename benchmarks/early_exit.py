@@ -23,7 +23,7 @@ from conversion_accuracy import add_data_arguments, load
 from torch import Tensor
 
 import snnzoo
-from snnzoo.conversion.exits import choose_rules
+from snnzoo.conversion.exits import choose_rules, readouts
 from snnzoo.early_exit import MEASURES
 from snnzoo.inference import InferenceNetwork, prepare_for_inference
 
@@ -37,11 +37,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 TOLERANCES = (0.1, 0.5, 1.0, 2.0, 5.0, 8.0)
 BATCH, REPEATS = 64, 9
-
-
-def readouts(fast: InferenceNetwork, images: Tensor, time_steps: int) -> Tensor:
-    """Logits after each step, `[T, N, classes]`."""
-    return torch.cat([fast(x.expand(time_steps, *x.shape)) for x in images.split(125)], 1)
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -113,12 +108,11 @@ def main() -> None:
         net = snnzoo.convert(ann, images, recipe, time_steps, **options)
         if "minimise" in options:
             print(f"{name}: {net.coding}, {net.conversion.recipe['earliest']}")
-        fast = prepare_for_inference(net)
-        chosen_on = readouts(fast, held_back, time_steps)
+        chosen_on = readouts(net, held_back, time_steps, 125)
         if args.speed:
-            print_speed(name, fast, chosen_on, x)
+            print_speed(name, prepare_for_inference(net), chosen_on, x)
         else:
-            print_accuracy(name, chosen_on, readouts(fast, x, time_steps), y)
+            print_accuracy(name, chosen_on, readouts(net, x, time_steps, 125), y)
 
 
 if __name__ == "__main__":

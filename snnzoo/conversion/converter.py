@@ -14,14 +14,14 @@ from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibrator, SiteReport
 from snnzoo.conversion.choice import Choice, choose
 from snnzoo.conversion.converted_file import Conversion
-from snnzoo.conversion.earliest import Earliest, earliest_answers
+from snnzoo.conversion.earliest import earliest_answers
 from snnzoo.conversion.exits import calibrate_exits
-from snnzoo.conversion.fewest import Fewest, fewest_events
+from snnzoo.conversion.fewest import fewest_events
 from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
 from snnzoo.conversion.neurons import install
-from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation, make_recipe
+from snnzoo.conversion.recipes import Recipe, Trade, descend, fit_extrapolation, make_recipe
 from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import UsageError
 from snnzoo.fit import check
@@ -194,10 +194,10 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
     rank: Rank,
-) -> tuple[Coding, float, Calibration, Fewest | Earliest | None]:
+) -> tuple[Coding, float, Calibration, Trade | None]:
     """The best of the recipe's codings, its readout, all sites fitted to it, and how the least of something was."""
     calibrator = Calibrator(ann, recipe.coding, batch_size=batch_size, seed=seed, rank=rank)
-    trade: Fewest | Earliest | None = None
+    trade: Trade | None = None
     fit = recipe.fit
     if recipe.minimise == "events":
         trade = fewest_events(ann, calibrator, images, recipe, time_steps, batch_size, seed, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from snnzoo.conversion.calibration import Calibrator, Site
 from snnzoo.conversion.exits import FEWEST_IMAGES, fewest_steps, readouts
 from snnzoo.conversion.inputs import ann_input
 from snnzoo.conversion.neurons import install
-from snnzoo.conversion.recipes import Recipe, descend, fit_extrapolation
+from snnzoo.conversion.recipes import Recipe, Trade, descend, fit_extrapolation
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.progress import Progress
@@ -31,33 +31,16 @@ FITTED, POSITIONS = 64, 2048  # images and positions of each channel that a netw
 
 
 @dataclass(frozen=True)
-class Earliest:
-    """What was found: the coding, the steps that neurons settle in, and the mean steps and agreement that they give.
+class Earliest(Trade):
+    """What was found: the coding, the steps that neurons settle in, and the mean steps of images that leave early."""
 
-    `agreement` with the ANN is in percent, of images that leave early; `within` whether it is in the tolerance.
-    """
-
-    recipe: Recipe
-    coding: Coding
     settled: int
     mean_steps: float = 0.0
-    agreement: float = 0.0
-    held_back: int = 0
-    name: ClassVar[str] = "earliest"  # where a file keeps it
-
-    @property
-    def within(self) -> bool:
-        """Whether the agreement is within the recipe's tolerance."""
-        return self.agreement >= 100 - self.recipe.tolerance
+    name: ClassVar[str] = "earliest"
+    kept: ClassVar[tuple[str, ...]] = ("settled", "mean_steps")
 
     def fit(self, site: Site) -> dict[str, Tensor]:
-        """Return the parameters of one neuron site."""
         return self.recipe.fit(replace(site, coding=self.coding, x_seq=site.x_seq[: self.settled]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the file keeps them."""
-        names = ("settled", "mean_steps", "agreement", "held_back", "within")
-        return {name: getattr(self, name) for name in names}
 
 
 def earliest_answers(

@@ -22,7 +22,7 @@ from snnzoo.conversion.choice import Judge
 from snnzoo.conversion.inputs import ann_input
 from snnzoo.conversion.neurons import install
 from snnzoo.conversion.operations import Operations
-from snnzoo.conversion.recipes import Recipe, capped, descend, fit_extrapolation
+from snnzoo.conversion.recipes import Recipe, Trade, capped, descend, fit_extrapolation
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.graph.operations import INPUT
@@ -67,30 +67,16 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Fewest:
-    """What was found: the coding, the multiplier, and how the network made of them agrees with its ANN, in percent."""
+class Fewest(Trade):
+    """What was found: the coding, the multiplier, and how the network made of them agrees with its ANN."""
 
-    recipe: Recipe
-    coding: Coding
     prices: Prices
     multiplier: float = FIRST_MULTIPLIER
-    agreement: float = 0.0
-    held_back: int = 0
-    name: ClassVar[str] = "fewest"  # where a file keeps it
-
-    @property
-    def within(self) -> bool:
-        """Whether the agreement is within the recipe's tolerance."""
-        return self.agreement >= 100 - self.recipe.tolerance
+    name: ClassVar[str] = "fewest"
+    kept: ClassVar[tuple[str, ...]] = ("multiplier",)
 
     def fit(self, site: Site) -> dict[str, Tensor]:
-        """Return the parameters of one neuron site."""
         return self.recipe.with_threshold(site, self.prices.threshold(site, self.multiplier))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the file keeps them."""
-        names = ("multiplier", "agreement", "held_back", "within")
-        return {name: getattr(self, name) for name in names}
 
 
 def fewest_events(

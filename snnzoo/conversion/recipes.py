@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -106,6 +106,34 @@ class Recipe:
                 settings[name] = None
         options = (*FITTING, *TRADING) if self.minimise else FITTING
         return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in options}}
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What was found that minimises something, `conversion.fewest` or `.earliest`: a coding, and how to fit neurons.
+
+    `agreement` with the ANN is in percent, of `held_back` images; `within` whether that is in the recipe's tolerance.
+    """
+
+    recipe: Recipe
+    coding: Coding
+    agreement: float = field(default=0.0, kw_only=True)
+    held_back: int = field(default=0, kw_only=True)
+    name: ClassVar[str]  # where a file keeps it
+    kept: ClassVar[tuple[str, ...]]  # what it keeps beside what all trades have
+
+    @property
+    def within(self) -> bool:
+        """Whether the agreement is within the recipe's tolerance."""
+        return self.agreement >= 100 - self.recipe.tolerance
+
+    def fit(self, site: Site) -> dict[str, Tensor]:
+        """Return the parameters of one neuron site."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the file keeps them."""
+        return {name: getattr(self, name) for name in (*self.kept, "agreement", "held_back", "within")}
 
 
 def capped(site: Site, v_threshold: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""Running a folded network a few steps at a time, on fewer and fewer images: those that are sure leave with all their
-states."""
+"""Running a folded network a few steps at a time, on fewer and fewer images: those that are sure leave."""
 
 from __future__ import annotations
 

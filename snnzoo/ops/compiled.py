@@ -88,7 +88,7 @@ def call_of(
     """Return what the C++ source is given, and what must live until it has run: the call points there.
 
     Args:
-        x: the input, `[T, elements]` in this order.
+        x: the input in this order, `[T, elements]` or of any other shape: its address and `stride(0)` are taken.
         order: of the result.
     """
     dtype, memo = x.dtype, Memo() if arguments.memo is None else arguments.memo
