@@ -12,9 +12,8 @@ from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.answers import answers, is_close
 from snnzoo.conversion.calibration import Calibrator
 from snnzoo.conversion.inputs import ann_input, has_frames, network_input
-from snnzoo.conversion.neurons import install
 from snnzoo.conversion.operations import Operations
-from snnzoo.conversion.recipes import Recipe, fit_extrapolation, make_recipe
+from snnzoo.conversion.recipes import Recipe, calibrated_network, make_recipe
 from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann, SpikingNetwork
@@ -119,8 +118,7 @@ def choose(
         recipe = make_recipe("delta", levels=levels)
         coding = recipe.coding
         found = calibrator.run(fitted, coding, recipe.fit, time_steps, positions=SEARCH_POSITIONS)
-        extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
-        agreement, close = judge.agreement(install(own, coding, found.parameters, extrapolation), time_steps)
+        agreement, close = judge.agreement(calibrated_network(own, coding, found), time_steps)
         events = time_steps * sum(site.events for site in found.layers) / len(found.layers)
         energy = operations.energy(found.layers, time_steps, coding)
         candidates.append(Candidate(time_steps, levels, agreement, events, energy))

@@ -18,8 +18,7 @@ from snnzoo.codings import Coding
 from snnzoo.conversion.calibration import Calibrator, Site
 from snnzoo.conversion.exits import FEWEST_IMAGES, fewest_steps, readouts
 from snnzoo.conversion.inputs import ann_input
-from snnzoo.conversion.neurons import install
-from snnzoo.conversion.recipes import Recipe, Trade, descend, fit_extrapolation
+from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, descend
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.progress import Progress
@@ -83,8 +82,7 @@ def earliest_answers(
         done += 1
         trial = Earliest(recipe, coding, settled, held_back=len(held_back))
         found = calibrator.run(fitted, coding, trial.fit, time_steps, positions=POSITIONS)
-        extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
-        logits = readouts(install(ann, coding, found.parameters, extrapolation), held_back, time_steps, batch_size)
+        logits = readouts(calibrated_network(ann, coding, found), held_back, time_steps, batch_size)
         mean_steps, agreement = fewest_steps(logits, classes, recipe.tolerance)
         return replace(trial, mean_steps=mean_steps, agreement=agreement)
 

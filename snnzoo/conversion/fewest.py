@@ -20,9 +20,8 @@ from snnzoo.codings import Coding, Delta
 from snnzoo.conversion.calibration import Calibration, Calibrator, Site
 from snnzoo.conversion.choice import Judge
 from snnzoo.conversion.inputs import ann_input
-from snnzoo.conversion.neurons import install
 from snnzoo.conversion.operations import Operations
-from snnzoo.conversion.recipes import Recipe, Trade, capped, descend, fit_extrapolation
+from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, capped, descend, fit_extrapolation
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.graph.operations import INPUT
@@ -124,8 +123,7 @@ def fewest_events(
 
     def judged(trade: Fewest) -> Fewest:
         found = calibrated(trade, fitted, MORE_POSITIONS)
-        extrapolation, _ = fit_extrapolation(trade.coding, found.expected, found.actual)
-        agreement, close = judge.agreement(install(ann, trade.coding, found.parameters, extrapolation), time_steps)
+        agreement, close = judge.agreement(calibrated_network(ann, trade.coding, found), time_steps)
         return replace(trade, agreement=agreement if close else 0.0)
 
     for _ in range(ROUNDS):

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from snnzoo.codings import CODINGS, Coding, Delta
 from snnzoo.codings.activations import Clamp
-from snnzoo.conversion.calibration import Site
+from snnzoo.conversion.calibration import Calibration, Site
+from snnzoo.conversion.neurons import install
 from snnzoo.errors import UsageError, suggestion
+from snnzoo.graph.network import Ann, SpikingNetwork
 
 # Of the largest activation, from 235 down to 0.09: a neuron deep in a network has to follow what small errors before it
 # have grown to, which with a fine coding may be far more than it sends itself.
@@ -203,6 +205,12 @@ def fit_extrapolation(coding: Coding, expected: Tensor, actual: Tensor) -> tuple
         extrapolation = round(best.clamp(0, MOST_EXTRAPOLATION).item(), 3)
         lacking = lacking - extrapolation * change
     return extrapolation, lacking.square().mean().item()
+
+
+def calibrated_network(ann: Ann, coding: Coding, found: Calibration) -> SpikingNetwork:
+    """Return the network of what calibration found, with the readout's extrapolation fitted to the same images."""
+    extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
+    return install(ann, coding, found.parameters, extrapolation)
 
 
 def descend(candidates: Sequence[Setting], start: Setting, error: Callable[[Setting], float]) -> Setting:
