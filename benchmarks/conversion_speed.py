@@ -3,6 +3,7 @@
     python benchmarks/conversion_speed.py                                          # CIFAR ResNets, 512 images
     python benchmarks/conversion_speed.py --models resnet18 --size 64
     python benchmarks/conversion_speed.py --models resnet50 --size 224 --images 32 --json conversion_speed.json
+    python benchmarks/conversion_speed.py --models resnet20 --profile              # where the time of a conversion goes
 
 The passes are one of the ANN and one of T steps of the converted network, in its fast form, over each calibration
 image. They and the conversion take turns in one process, after one turn that warms up; figures are medians. Memory is
@@ -14,20 +15,26 @@ spikingjelly==2.0.0 loguru tqdm scipy`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import platform
 import statistics
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from conversion_accuracy import Plain
 from torch import Tensor, nn
 
 import snnzoo
+from snnzoo.conversion import calibration, choice, converter, recipes
+from snnzoo.fit import check
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import measure
 
@@ -38,6 +45,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "auto": {"recipe": "auto"},
 }
 BATCH = 64
+PARTS: dict[str, tuple[Any, str]] = {
+    "capture": (converter, "capture_ann"),
+    "check of fit": (check, "check_fit"),
+    "choice: judging": (choice.Judge, "agreement"),
+    "nodes of the ANN": (calibration._Walk, "_run_ann"),
+    "nodes of the network": (calibration._Walk, "_run_network"),
+    "sampling": (calibration._Walk, "collect"),
+    "thresholds": (recipes, "fit_threshold"),
+    "biases": (recipes, "fit_bias"),
+    "reports of sites": (calibration.Site, "measure"),
+}
 
 
 def main() -> None:
@@ -49,10 +67,16 @@ def main() -> None:
     }  # fmt: skip
     print(f"{machine}, torch {torch.__version__}, {options.images} images of {options.size} pixels", flush=True)
     print("| network | recipe | passes s | convert s | ratio | memory GiB |\n|---|---|---:|---:|---:|---:|", flush=True)
+    warnings.filterwarnings("ignore", message="its batch normalisation was never trained")
     for model in options.models:
         torch.manual_seed(0)
         ann = snnzoo.create_model(model, neuron=nn.ReLU, step_mode="s").eval()
         images = torch.randn(options.images, 3, options.size, options.size)
+        if options.profile:
+            for name in RECIPES:
+                if options.only in name:
+                    profile(ann, images, name)
+            continue
         rows = [ours(ann, images, name, options.repeats) for name in RECIPES if options.only in name]
         for row in [*rows, *peer(ann, images, options.repeats)]:
             report["results"].append({"model": model, **row})
@@ -67,6 +91,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="only recipes whose names contain this")
+    parser.add_argument("--profile", action="store_true", help="say what a conversion's parts take, instead")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -94,6 +119,32 @@ def ours(ann: nn.Module, images: Tensor, name: str, repeats: int) -> dict[str, A
     row["ratio"] = seconds["convert"] / seconds["passes"]
     show(ann, row)
     return row
+
+
+def profile(ann: nn.Module, images: Tensor, name: str) -> None:
+    """Print the seconds of each part of one conversion; what none of them has is "the rest"."""
+    taken: dict[str, float] = defaultdict(float)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                taken[part] += time.perf_counter() - start
+
+        return run
+
+    snnzoo.convert(ann, images, check_fit=False, **RECIPES[name])  # warms up
+    with contextlib.ExitStack() as stack:
+        for part, (place, attribute) in PARTS.items():
+            stack.enter_context(mock.patch.object(place, attribute, timed(part, getattr(place, attribute))))
+        start = time.perf_counter()
+        snnzoo.convert(ann, images, check_fit=False, **RECIPES[name])
+        total = time.perf_counter() - start
+    taken["the rest"] = total - sum(taken.values())
+    told = ", ".join(f"{part} {seconds:.2f}" for part, seconds in taken.items())
+    print(f"{getattr(ann, 'model_name', '')}, {name}: {total:.2f} s: {told}", flush=True)
 
 
 def peer(ann: nn.Module, images: Tensor, repeats: int) -> list[dict[str, Any]]:

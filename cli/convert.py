@@ -112,7 +112,7 @@ def convert(
         typer.Option("--output", "-o", metavar="OUT", help="File to write.  [default: MODEL-snn.safetensors]"),
     ] = None,
     max_pixels: common.MaxPixelsOption = MAX_PIXELS,
-    batch_size: common.BatchSizeOption = 64,
+    batch_size: common.BatchSizeOption = 32,
     device: common.DeviceOption = "auto",
     seed: common.SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show a line for every layer.")] = False,

@@ -37,7 +37,7 @@ from snnzoo.inference.network import FoldedNetwork
 KEPT_BYTES = 3 << 29  # values of both networks that are held at a time: more images than fit wait for a later node
 FEWEST_IMAGES = 8  # that are run even so
 SAMPLED_VALUES = 1 << 22  # inputs of one site, T included
-SAMPLED_POSITIONS = 1 << 12  # of each channel
+SAMPLED_POSITIONS = 1 << 11  # of each channel
 VALUES_AT_ONCE = 1 << 22  # inputs of neurons that a fit runs at a time
 COST_OF_NEURON, COST_OF_COPY = 300, 50  # of a value and step, in multiply-accumulates of convolutions
 COST_OF_FIT = 8  # runs of the neuron

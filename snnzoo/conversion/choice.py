@@ -71,7 +71,7 @@ def choose(
     images: Tensor,
     tolerance: float = TOLERANCE,
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
     rank: Rank = ALONE,

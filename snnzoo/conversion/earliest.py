@@ -48,7 +48,7 @@ def earliest_answers(
     images: Tensor,
     recipe: Recipe,
     time_steps: int,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Earliest:
     """Return the coding and the steps to settle in from which images may leave first.

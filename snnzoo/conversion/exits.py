@@ -38,7 +38,7 @@ def calibrate_exits(
     tolerances: Sequence[float] = TOLERANCES,
     *,
     measure: str = MEASURE,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: Progress | None = None,
     rank: Rank = ALONE,
 ) -> ExitTable:

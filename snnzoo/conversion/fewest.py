@@ -84,7 +84,7 @@ def fewest_events(
     images: Tensor,
     recipe: Recipe,
     time_steps: int,
-    batch_size: int = 64,
+    batch_size: int = 32,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fewest:
