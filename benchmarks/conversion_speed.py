@@ -6,7 +6,8 @@
     python benchmarks/conversion_speed.py --models resnet20 --profile              # where the time of a conversion goes
 
 The passes are one of the ANN and one of T steps of the converted network, in its fast form, over each calibration
-image. They and the conversion take turns in one process, after one turn that warms up; figures are medians. Memory is
+image. They and the conversion take turns in one process, after one turn that warms up (with
+`--repeats 0` that one counts: for large images, where it warms up soon); figures are medians. Memory is
 what the conversion takes at most, beyond the ANN and the images. Weights and images are random: of `auto` the T that
 it chooses depends on them. SpikingJelly is left out where it does not import (`pip install --no-deps
 spikingjelly==2.0.0 loguru tqdm scipy`).
@@ -180,7 +181,7 @@ def in_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
     for _ in range(1 + repeats):
         for name, run in runs.items():
             seconds[name].append(measure.seconds_of(run, torch.device("cpu")))
-    return {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
+    return {name: statistics.median(measured[1:] or measured) for name, measured in seconds.items()}
 
 
 def show(ann: nn.Module, row: dict[str, Any]) -> None:

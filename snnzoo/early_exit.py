@@ -7,8 +7,8 @@ readout is, and compares that with a threshold for each step:
   confidence score of SEENN (Li et al., NeurIPS 2023, arXiv 2304.01230) look at the best classes;
 - the entropy of all probabilities, as DT-SNN (Li et al., DAC 2023, arXiv 2305.17346) does.
 
-What neurons have not sent yet lacks in the readouts of all images alike. So a rule first adds to an early readout what
-each class lacks on average.
+What neurons have not sent yet lacks in the readouts of all images alike, and where a readout was heading it goes on. So
+a rule first adds to an early readout what each class lacks on average, and some of what it has changed lately.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from snnzoo.errors import UsageError
 
 NEVER = 1.0  # a threshold that no readout is above
+LATELY = 4  # a readout's trend is the change over this part of its steps
 
 
 def gap(logits: Tensor) -> Tensor:
@@ -42,6 +43,11 @@ def certainty(logits: Tensor) -> Tensor:
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"gap": gap, "entropy": certainty}
 
 
+def trend(logits: Tensor, t: int) -> Tensor:
+    """Return how much logits `[T, ...]` have changed lately at step t, counted from 0: `[...]`."""
+    return logits[t] - logits[t - max(1, t // LATELY)] if t else torch.zeros_like(logits[0])
+
+
 @dataclass(frozen=True)
 class ExitRule:
     """When an image may leave.
@@ -51,22 +57,25 @@ class ExitRule:
         thresholds: for each of the T - 1 steps before the last, what a readout must be above; `NEVER` for a step at
             which no image leaves. At the last step all leave.
         shift: `[T - 1, classes]`, added to each early readout first; None for nothing.
+        onward: how many times its trend is added, too, for each early step; None for nothing.
 
     Raises:
-        ValueError: for another measure, thresholds out of [0, 1], or a shift of another length.
+        ValueError: for another measure, thresholds out of [0, 1], or a shift or `onward` of another length.
     """
 
     measure: str
     thresholds: tuple[float, ...]
     shift: Tensor | None = None
+    onward: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}")
         if not all(0 <= threshold <= NEVER for threshold in self.thresholds):
             raise ValueError(f"thresholds must be from 0 to {NEVER:g}, got {self.thresholds}")
-        if self.shift is not None and len(self.shift) != len(self.thresholds):
-            raise ValueError(f"shift is of {len(self.shift)} steps, the thresholds are of {len(self.thresholds)}")
+        for name, added in (("shift", self.shift), ("onward", self.onward)):
+            if added is not None and len(added) != len(self.thresholds):
+                raise ValueError(f"{name} is of {len(added)} steps, the thresholds are of {len(self.thresholds)}")
 
     @property
     def time_steps(self) -> int:
@@ -79,10 +88,19 @@ class ExitRule:
         return [t for t, threshold in enumerate(self.thresholds) if threshold < NEVER] + [len(self.thresholds)]
 
     def readout(self, logits: Tensor, t: int) -> Tensor:
-        """Return what the logits `[N, classes]` after step t, counted from 0, foretell of the last ones."""
-        if self.shift is None or t >= len(self.thresholds):
-            return logits
-        return logits + self.shift[t].to(logits)
+        """Return what the logits after step t, counted from 0, foretell of the last ones: `[N, classes]`.
+
+        Args:
+            logits: after each step until then, `[> t, N, classes]`.
+        """
+        readout = logits[t]
+        if t >= len(self.thresholds):
+            return readout
+        if self.shift is not None:
+            readout = readout + self.shift[t].to(readout)
+        if self.onward is not None:
+            readout = readout + self.onward[t] * trend(logits, t)
+        return readout
 
     def is_sure(self, readout: Tensor, t: int) -> Tensor:
         """Return which of `readout(...)`, `[N, classes]`, are sure enough to leave after step t: `[N]`, boolean."""
@@ -101,7 +119,7 @@ class ExitRule:
         """
         if len(logits) != self.time_steps:
             raise ValueError(f"the rule is for {self.time_steps} time steps, got logits of {len(logits)}")
-        readouts = torch.stack([self.readout(step, t) for t, step in enumerate(logits)])
+        readouts = torch.stack([self.readout(logits, t) for t in range(len(logits))])
         sure = torch.stack([self.is_sure(step, t) for t, step in enumerate(readouts)])
         first = sure.int().argmax(0)
         return readouts[first, torch.arange(len(first), device=first.device)], first + 1
@@ -130,6 +148,7 @@ class ExitTable:
         images: number of the held-back images that the rules were chosen on.
         shift: `[T - 1][classes]`, as of `ExitRule`.
         rules: one a tolerance.
+        onward: as of `ExitRule`; a file that was written before there was any has None.
 
     Raises:
         ValueError: for a rule that cannot be.
@@ -139,6 +158,7 @@ class ExitTable:
     images: int
     shift: tuple[tuple[float, ...], ...]
     rules: tuple[ChosenRule, ...]
+    onward: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -152,7 +172,8 @@ class ExitTable:
         """
         for rule in self.rules:
             if rule.tolerance == tolerance:
-                return ExitRule(self.measure, rule.thresholds, torch.tensor(self.shift, dtype=torch.float64))
+                shift = torch.tensor(self.shift, dtype=torch.float64)
+                return ExitRule(self.measure, rule.thresholds, shift, self.onward)
         known = ", ".join(f"{rule.tolerance:g}" for rule in self.rules)
         raise UsageError(f"exit rules are kept for tolerances of {known} points, got {tolerance:g}")
 
@@ -163,4 +184,11 @@ class ExitTable:
     def from_dict(cls, fields: Mapping[str, Any]) -> ExitTable:
         """Return the inverse of `to_dict`, also after JSON."""
         rules = (ChosenRule(**{**rule, "thresholds": tuple(rule["thresholds"])}) for rule in fields["rules"])
-        return cls(fields["measure"], fields["images"], tuple(map(tuple, fields["shift"])), tuple(rules))
+        onward = fields.get("onward")
+        return cls(
+            fields["measure"],
+            fields["images"],
+            tuple(map(tuple, fields["shift"])),
+            tuple(rules),
+            None if onward is None else tuple(onward),
+        )

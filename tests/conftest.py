@@ -18,6 +18,10 @@ from snnzoo.data import digits
 if not torch.cuda.is_available():  # Triton's kernels then run in its interpreter; it must hear of it before its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start
+    torch.set_num_threads(1)
+
 SHARED = Path(os.environ.get("SNNZOO_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 

@@ -160,6 +160,7 @@ def test_the_seed_fixes_the_result_exactly(run, digits_home):
     assert all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
+@pytest.mark.slow
 def test_demo_prints_one_table_of_six_rows(run, digits_home):
     result = run("demo", "--json", "demo.json")
     assert result.code == 0, result.err

@@ -59,15 +59,16 @@ def rule_for(logits, measure="gap"):
     """One by which about half of the images that are left leave at each step."""
     time_steps, _, classes = logits.shape
     shift = torch.randn(time_steps - 1, classes, generator=generator(), dtype=torch.float64) / 10
-    blank = ExitRule(measure, (NEVER,) * (time_steps - 1), shift)
+    onward = tuple(torch.rand(time_steps - 1, generator=generator(), dtype=torch.float64).tolist())
+    blank = ExitRule(measure, (NEVER,) * (time_steps - 1), shift, onward)
     thresholds, left = [], torch.ones(logits.shape[1], dtype=torch.bool)
     for t in range(time_steps - 1):
-        sure = MEASURES[measure](blank.readout(logits[t], t))
+        sure = MEASURES[measure](blank.readout(logits, t))
         ordered = sure[left].sort().values
         middle = len(ordered) // 2  # a threshold lies between two images: rounding decides nothing
         thresholds.append(ordered[middle - 1 : middle + 1].mean().item() if middle else NEVER)
         left &= sure <= thresholds[-1]
-    return ExitRule(measure, tuple(thresholds), shift)
+    return ExitRule(measure, tuple(thresholds), shift, onward)
 
 
 def readouts(fast, x_seq):
@@ -258,6 +259,7 @@ def test_measures_equal_their_definitions():
         (("gap", (1.5,)), "thresholds must be from 0 to 1"),
         (("gap", (math.nan,)), "thresholds must be from 0 to 1"),
         (("gap", (0.5,), torch.ones(2, 3)), "shift is of 2 steps"),
+        (("gap", (0.5,), None, (1.0, 1.0)), "onward is of 2 steps"),
     ],
 )
 def test_a_rule_that_cannot_be_is_an_error(arguments, message):

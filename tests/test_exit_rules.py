@@ -51,11 +51,19 @@ def test_rules_keep_their_tolerance_on_other_images_and_save_steps():
 
 def test_what_all_early_readouts_lack_is_added():
     logits = settling()
-    table = exits.choose_rules(logits, (1.0,))
-    rule = table.rule(1.0)
+    rule = exits.choose_rules(logits, (1.0,)).rule(1.0)
     lacking = (logits[-1] - logits[0]).mean(0)
-    torch.testing.assert_close(rule.readout(logits[0], 0) - logits[0], lacking.expand_as(logits[0]), rtol=1e-3, atol=0)
-    assert torch.equal(rule.readout(logits[-1], STEPS - 1), logits[-1])
+    torch.testing.assert_close(rule.readout(logits, 0) - logits[0], lacking.expand_as(logits[0]), rtol=1e-3, atol=0)
+    assert torch.equal(rule.readout(logits, STEPS - 1), logits[-1])
+
+
+def test_readouts_that_go_on_as_they_changed_lately_are_foretold():
+    """Each image at a pace of its own, straight to its last logits: what a shift for all cannot say."""
+    last = torch.randn(200, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = torch.stack([last * t / STEPS for t in range(1, STEPS + 1)])
+    rule = exits.choose_rules(logits, (1.0,)).rule(1.0)
+    for t in range(1, STEPS):
+        torch.testing.assert_close(rule.readout(logits, t), last, rtol=1e-2, atol=1e-2)
 
 
 def test_of_too_few_images_none_leaves():
@@ -96,7 +104,7 @@ def net(resnet20):
     logits = exits.readouts(net, images[24:], 3, 64)
     table = exits.choose_rules(logits, (0.5, 60.0))
     rule = table.rule(60.0)
-    medians = tuple(gap(rule.readout(logits[t], t)).median().item() for t in range(2))
+    medians = tuple(gap(rule.readout(logits, t)).median().item() for t in range(2))
     loose = dataclasses.replace(table.rules[1], thresholds=medians)
     net.conversion.exits = dataclasses.replace(table, rules=(table.rules[0], loose))
     net.conversion.preprocess, net.conversion.classes = PRESETS["digits"], list("0123456789")
@@ -183,7 +191,7 @@ def test_the_row_of_early_exit_equals_counts_by_hand(net, resnet20, data):
         assert row.synaptic_operations < result.results[-1].synaptic_operations
         assert row.energy_uj < result.results[-1].energy_uj
         assert row.images_per_second > 0
-        assert row.curve[0] == (1.0, (rule.readout(logits[0], 0).argmax(1) == labels).double().mean().item())
+        assert row.curve[0] == (1.0, (rule.readout(logits, 0).argmax(1) == labels).double().mean().item())
         assert row.curve[-1] == (3.0, result.results[-1].top1)
         rows.append((row.top5, row.curve))
         assert row.synaptic_operations == pytest.approx(alone)

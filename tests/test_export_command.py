@@ -100,6 +100,7 @@ def test_a_file_is_verified_and_the_result_is_json(run, files, tmp_path):
     assert json.loads(facts["verified"])["agreement"] == report["verified"]["agreement"]
 
 
+@pytest.mark.slow
 def test_images_to_verify_on_are_those_asked_for(run, files, image_folder):
     code, err = run(files["delta"], "-f", "pt2", "--data", image_folder)
     assert (code, f"of {image_folder}" in err) == (0, True), err

@@ -93,6 +93,7 @@ REFUSED = {
         ("[]", "'exits' must be"), ("{}", "'exits.measure' is missing"), ('{"measure": 3}', "exits.measure"),
         (_exits(measure="margin"), "measure must be one of gap, entropy"), (_exits(images=0), "exits.images"),
         (_exits(shift=3), "exits.shift"), (_exits(shift=[["a"]]), "exits.shift"), (_exits(shift=[]), "time_steps=2"),
+        (_exits(onward=["a"]), "exits.onward"), (_exits(onward=[0.5] * 2), "time_steps=2"),
         (_exits(shift=[[0.0] * 9]), "not of 10 classes"), (_exits(rules=[3]), "exits.rules"),
         (_exits(rules=[{"tolerance": 0}]), r"exits.rules\[0\].tolerance"), (_exits(surprise=1), "surprise"),
         (_exits(rules=[{**RULE, "thresholds": [0.5] * 2}]), "time_steps=2"),

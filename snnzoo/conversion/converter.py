@@ -28,8 +28,8 @@ from snnzoo.fit import check
 from snnzoo.graph.network import Ann, SpikingNetwork
 from snnzoo.progress import Progress
 
-SEARCH_IMAGES = 32  # on which each of several codings is calibrated
-SEARCH_POSITIONS = 512  # of each channel, for that
+SEARCH_IMAGES = 16  # on which each of several codings is calibrated
+SEARCH_POSITIONS = 256  # of each channel, for that
 USUAL_SEARCHES = 3  # of the codings, until the best one is found
 
 

@@ -23,7 +23,7 @@ from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.progress import Progress
 
-SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of T, that neurons may settle in
+SHARES = (1 / 4, 5 / 16, 3 / 8, 1 / 2, 3 / 4, 1)  # of T, that neurons may settle in
 GAMMAS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 ROUNDS = 2  # of choosing gamma, then the share
 FITTED, POSITIONS = 64, 2048  # images and positions of each channel that a network is fitted on which is judged

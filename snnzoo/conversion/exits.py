@@ -9,6 +9,7 @@ charged a part of a changed class that nobody saw.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.inputs import network_input
 from snnzoo.distributed import ALONE, Rank
-from snnzoo.early_exit import MEASURES, NEVER, ChosenRule, ExitRule, ExitTable
+from snnzoo.early_exit import MEASURES, NEVER, ChosenRule, ExitRule, ExitTable, trend
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import prepare_for_inference
@@ -100,19 +101,20 @@ def readouts(
 def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEASURE) -> ExitTable:
     """Return the rules for images with these logits after each step, `[T, N, classes]`."""
     images = logits.shape[1]
-    shift = _shift(logits)
-    found = _cross_validated(logits, logits[-1].argmax(1), shift, measure)
+    blank = _without_thresholds(logits, measure)
+    found = _cross_validated(logits, logits[-1].argmax(1), blank)
     rules = []
     for tolerance in tolerances:
         most = tolerance / 100 * (images + 1) - 1
         within = [(steps, price, changed) for price, changed, steps in found if changed <= most]
         if within:
             steps, price, changed = min(within)
-            thresholds = _thresholds(*_judged(logits, shift, measure), price)
+            thresholds = _thresholds(*_judged(logits, blank), price)
         else:
             steps, changed, thresholds = images * len(logits), 0, (NEVER,) * (len(logits) - 1)
         rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
-    return ExitTable(measure, images, tuple(map(tuple, shift.tolist())), tuple(rules))
+    assert blank.shift is not None
+    return ExitTable(measure, images, tuple(map(tuple, blank.shift.tolist())), tuple(rules), blank.onward)
 
 
 def fewest_steps(logits: Tensor, classes: Tensor, tolerance: float) -> tuple[float, float]:
@@ -123,16 +125,22 @@ def fewest_steps(logits: Tensor, classes: Tensor, tolerance: float) -> tuple[flo
         classes: that the ANN names, `[N]`.
 
     Returns:
-        the mean steps, and how many answers are those classes, in percent; of the most, if that is too few.
+        the mean steps, between those of two rules where one alone takes more, and how many answers are those classes,
+        in percent; of the most, if that is too few.
     """
-    found = _cross_validated(logits, classes, _shift(logits), MEASURE)
+    found = _cross_validated(logits, classes, _without_thresholds(logits, MEASURE))
     images = len(classes)
     most = max(tolerance / 100 * images, min(wrong for _, wrong, _ in found))
-    steps, wrong = min((steps, wrong) for _, wrong, steps in found if wrong <= most)
-    return steps / images, 100 * (1 - wrong / images)
+    within = [(steps, wrong) for _, wrong, steps in found if wrong <= most]
+    beyond = [(steps, wrong) for _, wrong, steps in found if wrong > most]
+    fewest = [steps for steps, _ in within]
+    for steps, wrong in within:  # prices are far apart: in between, some images would be taken by either rule
+        fewest += [steps + (most - wrong) / (more - wrong) * (fewer - steps) for fewer, more in beyond]
+    _, wrong = min(within)
+    return min(fewest) / images, 100 * (1 - wrong / images)
 
 
-def _cross_validated(logits: Tensor, classes: Tensor, shift: Tensor, measure: str) -> list[tuple[float, int, int]]:
+def _cross_validated(logits: Tensor, classes: Tensor, blank: ExitRule) -> list[tuple[float, int, int]]:
     """For each price, how many images leave with another class than this, and how many steps all take."""
     images = logits.shape[1]
     found = []
@@ -140,24 +148,38 @@ def _cross_validated(logits: Tensor, classes: Tensor, shift: Tensor, measure: st
         changed, steps = 0, 0
         for fold in range(FOLDS):
             apart = torch.arange(images) % FOLDS == fold
-            thresholds = _thresholds(*_judged(logits[:, ~apart], shift, measure), price)
-            answers, taken = ExitRule(measure, thresholds, shift).apply(logits[:, apart])
+            thresholds = _thresholds(*_judged(logits[:, ~apart], blank), price)
+            answers, taken = dataclasses.replace(blank, thresholds=thresholds).apply(logits[:, apart])
             changed += int((answers.argmax(1) != classes[apart]).sum())
             steps += int(taken.sum())
         found.append((price, changed, steps))
     return found
 
 
-def _shift(logits: Tensor) -> Tensor:
-    """What each class lacks after each step but the last, on average: `[T - 1, classes]`, to four digits."""
-    lacking = (logits[-1] - logits[:-1]).double().mean(1)
-    return torch.tensor([[float(f"{x:.4g}") for x in step] for step in lacking.tolist()], dtype=torch.float64)
+def _without_thresholds(logits: Tensor, measure: str) -> ExitRule:
+    """Return a rule by which none leaves early, that foretells the last logits with the least squared error.
+
+    What is added to a readout is rounded to four digits.
+    """
+    shifts, onward = [], []
+    for t in range(len(logits) - 1):
+        lacking, change = (logits[-1] - logits[t]).double(), trend(logits, t).double()
+        moving = change - change.mean(0)
+        times = _four_digits((lacking * moving).sum() / moving.square().sum().clamp(min=1e-30))
+        onward.append(times)
+        shifts.append([_four_digits(x) for x in (lacking - times * change).mean(0)])
+    shift = torch.tensor(shifts, dtype=torch.float64)
+    return ExitRule(measure, (NEVER,) * len(shifts), shift, tuple(onward))
 
 
-def _judged(logits: Tensor, shift: Tensor, measure: str) -> tuple[Tensor, Tensor]:
+def _four_digits(x: Tensor) -> float:
+    return float(f"{x.item():.4g}")
+
+
+def _judged(logits: Tensor, blank: ExitRule) -> tuple[Tensor, Tensor]:
     """Of each image, how sure it is after each early step, and whether its class changes after that: `[T - 1, N]`."""
-    readouts = logits[:-1] + shift.unsqueeze(1)
-    return MEASURES[measure](readouts), readouts.argmax(-1) != logits[-1].argmax(-1)
+    readouts = torch.stack([blank.readout(logits, t) for t in range(len(logits) - 1)])
+    return MEASURES[blank.measure](readouts), readouts.argmax(-1) != logits[-1].argmax(-1)
 
 
 def _thresholds(sure: Tensor, changes: Tensor, price: float) -> tuple[float, ...]:

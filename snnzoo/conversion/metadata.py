@@ -122,6 +122,7 @@ _EXITS = {
     "measure": Field("text", is_text, required=True),
     "images": Field("a whole number, at least 1", partial(is_count, most=1 << 40), required=True),
     "shift": Field("a list of lists of numbers", partial(_is_list, of=_are_numbers), required=True),
+    "onward": Field("a list of numbers, or null", _or_null(_are_numbers)),
     "rules": Field("a list of rules", partial(_is_list, of=_is_mapping), required=True),
 }
 _EXIT_RULE = {
@@ -173,15 +174,16 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
 
 
 def _check_exits(exits: dict[str, Any], time_steps: int, where: str) -> None:
-    """Every rule, and the shift, has to be of all steps but the last."""
+    """Every rule, and what is added to readouts, has to be of all steps but the last."""
     check(exits, _EXITS, where, CheckpointError, "exits.")
-    lengths = [len(exits["shift"])]
+    lengths = [len(added) for added in (exits["shift"], exits.get("onward")) if added is not None]
     for i, rule in enumerate(exits["rules"]):
         check(rule, _EXIT_RULE, where, CheckpointError, f"exits.rules[{i}].")
         lengths.append(len(rule["thresholds"]))
     if any(length != time_steps - 1 for length in lengths):
         raise CheckpointError(
-            f"{where}: field 'exits' has rules or shifts of another number of steps than time_steps={time_steps} needs"
+            f"{where}: field 'exits' has rules, shifts or trends of other numbers of steps than time_steps={time_steps}"
+            " needs"
         )
 
 

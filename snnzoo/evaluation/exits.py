@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class ExitCounts:
     def count_curve(self, rule: ExitRule, labels: Tensor, logits: Tensor) -> None:
         """Count one batch for every threshold: `labels [N]`, all logits `[T, N, classes]`."""
         for place, threshold in enumerate(CURVE):
-            same = ExitRule(rule.measure, (threshold,) * len(rule.thresholds), rule.shift)
+            same = replace(rule, thresholds=(threshold,) * len(rule.thresholds))
             answers, steps = same.apply(logits)
             self.curve[place] += torch.stack([steps.sum(), (answers.argmax(1) == labels).sum()]).cpu()
 

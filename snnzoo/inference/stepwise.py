@@ -29,17 +29,20 @@ def run_until_sure(
     front = network.front(x_seq[:1], watch) if is_static(x_seq) else {}
     known = {name: value[0] for name, value in front.items()}
     answers: Tensor | None = None
+    seen: Tensor | None = None  # the readouts until now, `[T, N, classes]`
     total: Tensor | None = None  # of a trained network's logits, whose mean is its readout
     for steps in _runs(rule, steps_at_once):
         x = x_seq[steps.start : steps.stop]
         if not known and len(rest) < x_seq.shape[1]:
             x = _of_some(x, rest)
         logits = network.run(x, watch, {name: _repeated(value, len(steps)) for name, value in known.items()})
-        if network.coding is None:
-            for step in logits:
+        seen = logits.new_empty(len(x_seq), *logits.shape[1:]) if seen is None else seen
+        for t, step in zip(steps, logits, strict=True):
+            if network.coding is None:
                 total = step if total is None else total + step
+            seen[t] = step if total is None else total / (t + 1)
         t = steps[-1]
-        readout = rule.readout(logits[-1] if total is None else total / (t + 1), t)
+        readout = rule.readout(seen, t)
         answers = torch.empty_like(readout, memory_format=torch.contiguous_format) if answers is None else answers
         sure = rule.is_sure(readout, t)
         leaving, staying = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
@@ -51,6 +54,7 @@ def run_until_sure(
         rest = rest[staying]
         network.select(staying)
         known = {name: select(value, staying) for name, value in known.items()}
+        seen = seen[:, staying]
         total = None if total is None else total[staying]
     assert answers is not None
     return answers, after
