@@ -3,14 +3,15 @@
     python benchmarks/conversion_speed.py                                          # CIFAR ResNets, 512 images
     python benchmarks/conversion_speed.py --models resnet18 --size 64
     python benchmarks/conversion_speed.py --models resnet50 --size 224 --images 32 --json conversion_speed.json
+    python benchmarks/conversion_speed.py --models resnet20 --checkpoint resnet20-12fca82f.th --data cifar10 --only auto
     python benchmarks/conversion_speed.py --models resnet20 --profile              # where the time of a conversion goes
 
 The passes are one of the ANN and one of T steps of the converted network, in its fast form, over each calibration
-image. They and the conversion take turns in one process, after one turn that warms up (with
-`--repeats 0` that one counts: for large images, where it warms up soon); figures are medians. Memory is
-what the conversion takes at most, beyond the ANN and the images. Weights and images are random: of `auto` the T that
-it chooses depends on them. SpikingJelly is left out where it does not import (`pip install --no-deps
-spikingjelly==2.0.0 loguru tqdm scipy`).
+image. They and the conversion take turns in one process, after one turn that warms up (with `--repeats 0` that one
+counts: for large images, where it warms up soon); figures are medians. Memory is what the conversion takes at most,
+beyond the ANN and the images. Weights and images are random, unless `--checkpoint` and `--data` (with `train` in
+ImageFolder layout) are given: the T that `auto` chooses depends on them. SpikingJelly is left out where it does not
+import (`pip install --no-deps spikingjelly==2.0.0 loguru tqdm scipy`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from torch import Tensor, nn
 
 import snnzoo
 from snnzoo.conversion import calibration, choice, converter, recipes
+from snnzoo.data.datasets import calibration_images
+from snnzoo.data.preprocess import override, preset
 from snnzoo.fit import check
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import measure
+from snnzoo.models.base import SpikingNet
 
 RECIPES: dict[str, dict[str, Any]] = {
     "delta, K=7, T=4": {"recipe": "delta", "levels": 7, "time_steps": 4},
@@ -70,9 +74,7 @@ def main() -> None:
     print("| network | recipe | passes s | convert s | ratio | memory GiB |\n|---|---|---:|---:|---:|---:|", flush=True)
     warnings.filterwarnings("ignore", message="its batch normalisation was never trained")
     for model in options.models:
-        torch.manual_seed(0)
-        ann = snnzoo.create_model(model, neuron=nn.ReLU, step_mode="s").eval()
-        images = torch.randn(options.images, 3, options.size, options.size)
+        ann, images = network_and_images(model, options)
         if options.profile:
             for name in RECIPES:
                 if options.only in name:
@@ -85,9 +87,22 @@ def main() -> None:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
+def network_and_images(model: str, options: argparse.Namespace) -> tuple[SpikingNet, Tensor]:
+    """Those of the checkpoint and the data; random ones without."""
+    if options.checkpoint:
+        settings = override(preset("cifar10"), options.size)
+        ann = snnzoo.load_ann(model, checkpoint=options.checkpoint)
+        return ann, calibration_images(str(options.data / "train"), settings, options.images)
+    torch.manual_seed(0)
+    ann = snnzoo.create_model(model, neuron=nn.ReLU, step_mode="s").eval()
+    return ann, torch.randn(options.images, 3, options.size, options.size)
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"])
+    parser.add_argument("--checkpoint", type=Path, help="of the one model")
+    parser.add_argument("--data", type=Path, help="folder with train, for the checkpoint")
     parser.add_argument("--size", type=int, default=32, help="pixels of the images")
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--repeats", type=int, default=3)

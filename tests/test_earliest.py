@@ -16,26 +16,33 @@ IMAGES = torch.rand(160, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def settling_at(steps, images=400, classes=4):
-    """Logits `[6, N, classes]` that are the last ones from some step on, and noise before."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(6, images, classes, generator=generator)
-    logits[steps - 1 :] = 3 * torch.randn(images, classes, generator=generator)
-    return logits
+    """Logits `[6, N, classes]` that are the last ones from some step on, and before of other classes."""
+    last = 3 * torch.randn(images, classes, generator=torch.Generator().manual_seed(0))
+    return torch.stack([last if t + 1 >= steps else last.roll(1, 1) for t in range(6)])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_fewest_steps_are_those_after_which_classes_stay(steps):
+def test_earliest_steps_are_those_after_which_classes_stay(steps):
     logits = settling_at(steps)
-    mean_steps, agreement = exits.fewest_steps(logits, logits[-1].argmax(1), 2.0)
+    mean_steps, agreement = exits.earliest_steps(logits, logits[-1].argmax(1))
     assert mean_steps == pytest.approx(steps, abs=0.1)
-    assert agreement >= 98
+    assert agreement == 100
 
 
-def test_classes_that_the_anns_are_not_are_missing_however_long_images_stay():
+def test_images_whose_last_class_is_not_the_anns_take_all_steps():
     logits = settling_at(1)
     classes = logits[-1].argmax(1)
     classes[:40] = (classes[:40] + 1) % 4
-    assert exits.fewest_steps(logits, classes, 1.0)[1] == 90.0
+    mean_steps, agreement = exits.earliest_steps(logits, classes)
+    assert mean_steps == pytest.approx(0.9 * 1 + 0.1 * 6)
+    assert agreement == pytest.approx(90)
+
+
+def test_a_class_that_comes_and_goes_is_not_had_for_good():
+    logits = settling_at(1)
+    logits[3] = logits[3].roll(1, 1)
+    mean_steps, _ = exits.earliest_steps(logits, logits[-1].argmax(1))
+    assert mean_steps == pytest.approx(5, abs=0.1)
 
 
 def test_neurons_are_fitted_to_what_they_have_sent_when_they_settle():

@@ -2,7 +2,7 @@
 
 Neurons that are fitted to what they have sent after all T steps may send next to nothing at first. So they are fitted
 to what they have sent after `settled` steps; what comes later refines that. Of the network, `settled` and the coding's
-gamma are those of the fewest steps by an exit rule whose classes agree with the ANN's, on images held back.
+gamma are those with which images have the ANN's class for good after the fewest steps, on images held back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snnzoo.codings import Coding
 from snnzoo.conversion.calibration import Calibrator, Site
-from snnzoo.conversion.exits import FEWEST_IMAGES, fewest_steps, readouts
+from snnzoo.conversion.exits import FEWEST_IMAGES, earliest_steps, readouts
 from snnzoo.conversion.inputs import ann_input
 from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, descend
 from snnzoo.errors import UsageError
@@ -31,7 +31,7 @@ FITTED, POSITIONS = 64, 2048  # images and positions of each channel that a netw
 
 @dataclass(frozen=True)
 class Earliest(Trade):
-    """What was found: the coding, the steps that neurons settle in, and the mean steps of images that leave early."""
+    """What was found: the coding, the steps that neurons settle in, and those after which images have their class."""
 
     settled: int
     mean_steps: float = 0.0
@@ -83,7 +83,7 @@ def earliest_answers(
         trial = Earliest(recipe, coding, settled, held_back=len(held_back))
         found = calibrator.run(fitted, coding, trial.fit, time_steps, positions=POSITIONS)
         logits = readouts(calibrated_network(ann, coding, found), held_back, time_steps, batch_size)
-        mean_steps, agreement = fewest_steps(logits, classes, recipe.tolerance)
+        mean_steps, agreement = earliest_steps(logits, classes)
         return replace(trial, mean_steps=mean_steps, agreement=agreement)
 
     def cost(coding: Coding, settled: int) -> float:

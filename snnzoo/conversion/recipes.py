@@ -49,8 +49,8 @@ class Recipe:
             step is taken. Without images, `coding` is.
         minimise: "events" takes the thresholds (and of delta the `gamma` and the `dead_zone`, where they are not given)
             of the fewest synaptic operations whose agreement with the ANN is within `tolerance`
-            (`snnzoo.conversion.fewest`); "steps" those (of delta, and its `gamma`) with which images leave after the
-            fewest steps by an exit rule (`snnzoo.conversion.earliest`); None the most exact ones.
+            (`snnzoo.conversion.fewest`); "steps" those (of delta, and its `gamma`) with which images have
+            their class after the fewest steps (`snnzoo.conversion.earliest`); None the most exact ones.
         tolerance: percentage points of agreement that may then be missing to 100, on images held back from calibration.
 
     Raises:
