@@ -92,7 +92,7 @@ def earliest_answers(
 
     codings = _codings(recipe)
     settlings = sorted({max(1, round(share * time_steps)) for share in SHARES})
-    coding, settled = recipe.coding, settlings[min(1, len(settlings) - 1)]  # early, and later where that agrees too little
+    coding, settled = recipe.coding, settlings[min(1, len(settlings) - 1)]  # later if that agrees too little
     for _ in range(ROUNDS):
         coding = descend(codings, coding, functools.partial(cost, settled=settled))
         settled = descend(settlings, settled, functools.partial(cost, coding))
