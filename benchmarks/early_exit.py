@@ -33,9 +33,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ternary: signed": ("signed", {}, 16),
     "binary: rate": ("rate", {}, 64),
     "ternary: delta, K=1, earliest": ("delta", {"levels": 1, "minimise": "steps", "tolerance": 8.0}, 16),
-    "binary: rate, earliest": ("rate", {"minimise": "steps", "tolerance": 6.0}, 64),
 }
-TOLERANCES = (0.1, 0.5, 1.0, 2.0, 5.0, 8.0)
+TOLERANCES = (0.1, 0.5, 1.0, 1.5, 2.0, 5.0)
 BATCH, REPEATS = 64, 9
 
 

@@ -10,7 +10,9 @@ charged a part of a changed class that nobody saw.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ MEASURE = "gap"
 FOLDS = 4
 SWEEPS = 4  # over all steps, at most
 PRICES = tuple(4.0 * 2**i for i in range(12))  # steps that a changed class costs
+HALVINGS = 2  # of the distance between the best of these and the next
 UNSEEN = 0.5  # changed classes that a step is charged if images leave at it
 FEWEST_IMAGES = 64  # of fewer, not even a tolerance of two points means anything
 
@@ -102,16 +105,14 @@ def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEA
     """Return the rules for images with these logits after each step, `[T, N, classes]`."""
     images = logits.shape[1]
     blank = _without_thresholds(logits, measure)
-    found = _cross_validated(logits, blank)
+    judged = functools.cache(functools.partial(_cross_validated, logits, blank))
     rules = []
     for tolerance in tolerances:
-        most = tolerance / 100 * (images + 1) - 1
-        within = [(steps, price, changed) for price, changed, steps in found if changed <= most]
-        if within:
-            steps, price, changed = min(within)
-            thresholds = _thresholds(*_judged(logits, blank), price)
+        price = _lowest_price(judged, tolerance / 100 * (images + 1) - 1)
+        if price is None:
+            steps, changed, thresholds = images * len(logits), 0, blank.thresholds
         else:
-            steps, changed, thresholds = images * len(logits), 0, (NEVER,) * (len(logits) - 1)
+            (steps, changed), thresholds = judged(price), _thresholds(*_judged(logits, blank), price)
         rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
     assert blank.shift is not None
     return ExitTable(measure, images, tuple(map(tuple, blank.shift.tolist())), tuple(rules), blank.onward)
@@ -136,20 +137,33 @@ def earliest_steps(logits: Tensor, classes: Tensor) -> tuple[float, float]:
     return needed.double().mean().item(), 100 * (1 - wrong[-1].double().mean().item())
 
 
-def _cross_validated(logits: Tensor, blank: ExitRule) -> list[tuple[float, int, int]]:
-    """For each price, how many images leave with another class than the last, and how many steps all take."""
+def _lowest_price(judged: Callable[[float], tuple[int, int]], most_changed: float) -> float | None:
+    """Return the price that leads to the fewest steps with no more changed classes than that, if there is any."""
+    within = [price for price in PRICES if judged(price)[1] <= most_changed]
+    if not within:
+        return None
+    best = min(within, key=judged)
+    beyond = best / 2
+    for _ in range(HALVINGS):
+        middle = math.sqrt(beyond * best)
+        if judged(middle)[1] <= most_changed:
+            best = min(middle, best, key=judged)
+        else:
+            beyond = middle
+    return best
+
+
+def _cross_validated(logits: Tensor, blank: ExitRule, price: float) -> tuple[int, int]:
+    """Return how many steps all images take by rules of a price, and how many leave with a class that changes."""
     images = logits.shape[1]
-    found = []
-    for price in PRICES:
-        changed, steps = 0, 0
-        for fold in range(FOLDS):
-            apart = torch.arange(images) % FOLDS == fold
-            thresholds = _thresholds(*_judged(logits[:, ~apart], blank), price)
-            answers, taken = dataclasses.replace(blank, thresholds=thresholds).apply(logits[:, apart])
-            changed += int((answers.argmax(1) != logits[-1, apart].argmax(1)).sum())
-            steps += int(taken.sum())
-        found.append((price, changed, steps))
-    return found
+    changed, steps = 0, 0
+    for fold in range(FOLDS):
+        apart = torch.arange(images) % FOLDS == fold
+        thresholds = _thresholds(*_judged(logits[:, ~apart], blank), price)
+        answers, taken = dataclasses.replace(blank, thresholds=thresholds).apply(logits[:, apart])
+        changed += int((answers.argmax(1) != logits[-1, apart].argmax(1)).sum())
+        steps += int(taken.sum())
+    return steps, changed
 
 
 def _without_thresholds(logits: Tensor, measure: str) -> ExitRule:

@@ -9,7 +9,8 @@ constexpr int64_t BLOCK = 64;  // elements that are computed while as many are o
 constexpr int64_t LINE = 64 / sizeof(T);
 
 struct alignas(64) Tile {
-    T theta[TILE], bias[TILE], zeros[TILE], state[2][TILE], output[TILE], total[TILE];
+    T theta[TILE], bias[TILE], first[TILE], zeros[TILE], state[2][TILE], output[TILE], total[TILE];
+    int64_t channel = -1;  // of the first element that theta, bias and first were spread for
 };
 
 // What each channel has, for each element of a tile.
@@ -49,10 +50,15 @@ void count_events(const Call &call, const T *y, int64_t *events, int64_t start, 
 }
 
 void begin(const Call &call, Tile &tile, int64_t start, int64_t length) {
-    spread(call, call.theta, tile.theta, start, length);
-    spread(call, call.bias, tile.bias, start, length);
+    const int64_t channel = start % call.channels;
+    if (call.inner > 1 || channel != tile.channel) {  // else as in the tile before
+        spread(call, call.theta, tile.theta, start, length);
+        spread(call, call.bias, tile.bias, start, length);
+        if (call.first) spread(call, call.first, tile.first, start, length);
+        tile.channel = channel;
+    }
     std::fill_n(tile.state[1], length, T(0));
-    if (call.first) spread(call, call.first, tile.state[0], start, length);
+    if (call.first) std::copy_n(tile.first, length, tile.state[0]);
     for (int k = 0; k < 2; k++)
         if (call.before[k]) std::copy_n(call.before[k] + start, length, tile.state[k]);
 }
