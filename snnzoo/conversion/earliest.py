@@ -92,13 +92,18 @@ def earliest_answers(
 
     codings = _codings(recipe)
     settlings = sorted({max(1, round(share * time_steps)) for share in SHARES})
-    coding, settled = recipe.coding, settlings[min(1, len(settlings) - 1)]  # later if that agrees too little
-    for _ in range(ROUNDS):
-        coding = descend(codings, coding, functools.partial(cost, settled=settled))
-        settled = descend(settlings, settled, functools.partial(cost, coding))
+    found: list[Earliest] = []
+    for settled in (settlings[min(1, len(settlings) - 1)], time_steps):  # of deep networks, the last step may be needed
+        coding = recipe.coding
+        for _ in range(ROUNDS):
+            coding = descend(codings, coding, functools.partial(cost, settled=settled))
+            settled = descend(settlings, settled, functools.partial(cost, coding))
+        found.append(judged(coding, settled))
+        if found[-1].within:
+            break
     if progress:
         progress(20, 20, "earliest answers: done")
-    return judged(coding, settled)
+    return min(found, key=lambda trial: cost(trial.coding, trial.settled))
 
 
 def _codings(recipe: Recipe) -> list[Coding]:
