@@ -41,6 +41,7 @@ SAMPLED_POSITIONS = 1 << 11  # of each channel
 VALUES_AT_ONCE = 1 << 22  # inputs of neurons that a fit runs at a time
 COST_OF_NEURON, COST_OF_COPY = 300, 50  # of a value and step, in multiply-accumulates of convolutions
 COST_OF_FIT = 8  # runs of the neuron
+COST_OF_SITE = 4e8  # whatever its size: what a fit launches
 
 
 @dataclass
@@ -255,7 +256,7 @@ class Calibrator:
 
     def _cost_of_fit(self, node: Node, positions: int, time_steps: int) -> float:
         inputs = min(SAMPLED_VALUES, positions * self.shapes[node.name][0] * time_steps)
-        return COST_OF_FIT * COST_OF_NEURON * inputs
+        return COST_OF_SITE + COST_OF_FIT * COST_OF_NEURON * inputs
 
 
 def images_that_fit(
