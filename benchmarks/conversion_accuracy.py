@@ -30,7 +30,7 @@ from snnzoo.checkpoints.output import atomic_output
 from snnzoo.conversion import convert_ann
 from snnzoo.conversion.recipes import make_recipe
 from snnzoo.data.datasets import calibration_images, labelled_data, limited
-from snnzoo.data.preprocess import override, preset
+from snnzoo.data.preprocess import Preprocess, override, preset
 from snnzoo.inference import prepare_for_inference
 from snnzoo.models.base import SpikingNet
 
@@ -146,11 +146,16 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="test images; all of them if left out")
 
 
+def trained(model: str, checkpoint: Path, data: Path, size: int, images: int) -> tuple[SpikingNet, Tensor, Preprocess]:
+    """The ANN of a checkpoint, so many calibration images, and how these were prepared."""
+    settings = override(preset("cifar10"), size)
+    ann = snnzoo.load_ann(model, checkpoint=checkpoint)
+    return ann, calibration_images(str(data / "train"), settings, images), settings
+
+
 def load(args: argparse.Namespace) -> tuple[SpikingNet, Tensor, Tensor, Tensor]:
     """The ANN, calibration images, test images and their labels."""
-    settings = override(preset("cifar10"), args.size)
-    ann = snnzoo.load_ann(args.model, checkpoint=args.checkpoint)
-    images = calibration_images(str(args.data / "train"), settings, args.calib)
+    ann, images, settings = trained(args.model, args.checkpoint, args.data, args.size, args.calib)
     data = limited(labelled_data(str(args.data / "test"), settings, None, 10), args.limit)
     samples = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
     return ann, images, torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])

@@ -31,13 +31,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from conversion_accuracy import Plain
+from conversion_accuracy import Plain, trained
 from torch import Tensor, nn
 
 import snnzoo
 from snnzoo.conversion import calibration, choice, converter, recipes
-from snnzoo.data.datasets import calibration_images
-from snnzoo.data.preprocess import override, preset
 from snnzoo.fit import check
 from snnzoo.graph.network import SpikingNetwork
 from snnzoo.inference import measure
@@ -90,9 +88,7 @@ def main() -> None:
 def network_and_images(model: str, options: argparse.Namespace) -> tuple[SpikingNet, Tensor]:
     """Those of the checkpoint and the data; random ones without."""
     if options.checkpoint:
-        settings = override(preset("cifar10"), options.size)
-        ann = snnzoo.load_ann(model, checkpoint=options.checkpoint)
-        return ann, calibration_images(str(options.data / "train"), settings, options.images)
+        return trained(model, options.checkpoint, options.data, options.size, options.images)[:2]
     torch.manual_seed(0)
     ann = snnzoo.create_model(model, neuron=nn.ReLU, step_mode="s").eval()
     return ann, torch.randn(options.images, 3, options.size, options.size)
