@@ -102,6 +102,10 @@ class ExitRule:
             readout = readout + self.onward[t] * trend(logits, t)
         return readout
 
+    def foretold(self, logits: Tensor) -> Tensor:
+        """Return `readout` after each step, `[T, N, classes]`, of logits of that shape."""
+        return torch.stack([self.readout(logits, t) for t in range(len(logits))])
+
     def is_sure(self, readout: Tensor, t: int) -> Tensor:
         """Return which of `readout(...)`, `[N, classes]`, are sure enough to leave after step t: `[N]`, boolean."""
         if t >= len(self.thresholds):
@@ -119,7 +123,7 @@ class ExitRule:
         """
         if len(logits) != self.time_steps:
             raise ValueError(f"the rule is for {self.time_steps} time steps, got logits of {len(logits)}")
-        readouts = torch.stack([self.readout(logits, t) for t in range(len(logits))])
+        readouts = self.foretold(logits)
         sure = torch.stack([self.is_sure(step, t) for t, step in enumerate(readouts)])
         first = sure.int().argmax(0)
         return readouts[first, torch.arange(len(first), device=first.device)], first + 1

@@ -147,16 +147,16 @@ def test_convert_takes_batches_from_a_loader(ann, images):
         )
 
 
-def test_a_file_rebuilds_the_network_and_its_ann_exactly(ann, images, tmp_path):
-    for recipe in ("rate, max", "delta, K=3", "data-free"):
-        net = converted(ann, images, recipe)
-        snnzoo.save(net, tmp_path / "net.safetensors")
-        loaded, loaded_ann = load_with_ann(tmp_path / "net.safetensors")
-        x_seq = images.expand(3, *images.shape)
-        assert torch.equal(loaded.double()(x_seq), net(x_seq))
-        torch.testing.assert_close(loaded_ann.double()(images), ann(images))
-        assert loaded.conversion == net.conversion
-        assert not loaded.training
+@pytest.mark.parametrize("recipe", ["rate, max", "delta, K=3", "differential", "signed", "data-free"])
+def test_a_file_rebuilds_the_network_and_its_ann_exactly(recipe, ann, images, tmp_path):
+    net = converted(ann, images, recipe)
+    snnzoo.save(net, tmp_path / "net.safetensors")
+    loaded, loaded_ann = load_with_ann(tmp_path / "net.safetensors")
+    x_seq = images.expand(3, *images.shape)
+    assert torch.equal(loaded.double()(x_seq), net(x_seq))
+    torch.testing.assert_close(loaded_ann.double()(images), ann(images))
+    assert loaded.conversion == net.conversion
+    assert not loaded.training
 
 
 def test_the_file_has_the_anns_keys_untouched_and_the_metadata_of_the_format(ann, images, tmp_path):

@@ -9,7 +9,6 @@ charged a part of a changed class that nobody saw.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -105,14 +104,15 @@ def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEA
     """Return the rules for images with these logits after each step, `[T, N, classes]`."""
     images = logits.shape[1]
     blank = _without_thresholds(logits, measure)
-    judged = functools.cache(functools.partial(_cross_validated, logits, blank))
+    sure, changes = _judged(logits, blank)
+    judged = functools.cache(functools.partial(_cross_validated, sure, changes))
     rules = []
     for tolerance in tolerances:
         price = _lowest_price(judged, tolerance / 100 * (images + 1) - 1)
         if price is None:
             steps, changed, thresholds = images * len(logits), 0, blank.thresholds
         else:
-            (steps, changed), thresholds = judged(price), _thresholds(*_judged(logits, blank), price)
+            (steps, changed), thresholds = judged(price), _thresholds(sure, changes, price)
         rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
     assert blank.shift is not None
     return ExitTable(measure, images, tuple(map(tuple, blank.shift.tolist())), tuple(rules), blank.onward)
@@ -131,7 +131,7 @@ def earliest_steps(logits: Tensor, classes: Tensor) -> tuple[float, float]:
         the mean steps, T for an image whose last class is another; and how many last classes are those, in percent.
     """
     blank = _without_thresholds(logits, MEASURE)
-    wrong = torch.stack([blank.readout(logits, t) for t in range(len(logits))]).argmax(-1) != classes
+    wrong = blank.foretold(logits).argmax(-1) != classes
     after = torch.arange(1, len(logits) + 1).unsqueeze(1)
     needed = (1 + (wrong * after).amax(0)).clamp(max=len(logits))
     return needed.double().mean().item(), 100 * (1 - wrong[-1].double().mean().item())
@@ -153,16 +153,18 @@ def _lowest_price(judged: Callable[[float], tuple[int, int]], most_changed: floa
     return best
 
 
-def _cross_validated(logits: Tensor, blank: ExitRule, price: float) -> tuple[int, int]:
+def _cross_validated(sure: Tensor, changes: Tensor, price: float) -> tuple[int, int]:
     """Return how many steps all images take by rules of a price, and how many leave with a class that changes."""
-    images = logits.shape[1]
+    images = sure.shape[1]
+    at_last = torch.ones(1, images, dtype=torch.bool)  # all leave, with the class that they have
     changed, steps = 0, 0
     for fold in range(FOLDS):
         apart = torch.arange(images) % FOLDS == fold
-        thresholds = _thresholds(*_judged(logits[:, ~apart], blank), price)
-        answers, taken = dataclasses.replace(blank, thresholds=thresholds).apply(logits[:, apart])
-        changed += int((answers.argmax(1) != logits[-1, apart].argmax(1)).sum())
-        steps += int(taken.sum())
+        thresholds = _thresholds(sure[:, ~apart], changes[:, ~apart], price)
+        leaves = sure > torch.tensor(thresholds, dtype=sure.dtype).unsqueeze(1)
+        first = torch.cat([leaves, at_last]).int().argmax(0, keepdim=True)
+        changed += int(torch.cat([changes, ~at_last]).gather(0, first)[0, apart].sum())
+        steps += int(first[0, apart].sum()) + int(apart.sum())
     return steps, changed
 
 
@@ -189,7 +191,7 @@ def _four_digits(x: Tensor) -> float:
 
 def _judged(logits: Tensor, blank: ExitRule) -> tuple[Tensor, Tensor]:
     """Of each image, how sure it is after each early step, and whether its class changes after that: `[T - 1, N]`."""
-    readouts = torch.stack([blank.readout(logits, t) for t in range(len(logits) - 1)])
+    readouts = blank.foretold(logits)[:-1]
     return MEASURES[blank.measure](readouts), readouts.argmax(-1) != logits[-1].argmax(-1)
 
 
