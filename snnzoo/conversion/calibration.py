@@ -34,7 +34,7 @@ from snnzoo.graph.run import run_node
 from snnzoo.graph.shapes import site_channels, value_shapes
 from snnzoo.inference.network import FoldedNetwork
 
-KEPT_BYTES = 3 << 29  # values of both networks that are held at a time: more images than fit wait for a later node
+KEPT_BYTES = 5 << 28  # values of both networks that are held at a time: more images than fit wait for a later node
 FEWEST_IMAGES = 8  # that are run even so
 SAMPLED_VALUES = 1 << 22  # inputs of one site, T included
 SAMPLED_POSITIONS = 1 << 11  # of each channel
