@@ -293,6 +293,7 @@ def _report(
         "time_steps": conversion.time_steps,
         "preprocess": conversion.preprocess and conversion.preprocess.to_dict(),
         "source": conversion.source,
+        **({"gammas": conversion.gammas} if conversion.gammas else {}),
         "layers": conversion.layers,
         "exits": conversion.exits and conversion.exits.to_dict(),
         "left_out": left_out,
@@ -316,6 +317,8 @@ def _report(
         f"{shape}, {how}",
         quiet,
     )
+    if conversion.gammas_told:
+        common.say(f"gamma: {conversion.gammas_told}", quiet)
     if not images:
         common.say(
             "data-free: thresholds are guessed from the BN statistics; expect to need more time steps than with "

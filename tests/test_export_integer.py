@@ -14,6 +14,8 @@ from torch import nn
 
 import snnzoo
 from helpers import Pyramid, shake_batch_norm
+from snnzoo.codings import Delta
+from snnzoo.conversion.recipes import Recipe
 from snnzoo.errors import SnnzooError, UsageError
 from snnzoo.export.check import compare, expected_logits
 from snnzoo.export.integer import open_integer, to_integers, write_integer
@@ -157,6 +159,12 @@ def test_what_integers_cannot_express_is_named():
         SnnzooError, match="is upsample, which --format integer cannot express: export with --format onnx"
     ):
         to_integers(net, SHAPE, 2)
+
+
+def test_neurons_with_a_gamma_of_their_own_are_refused():
+    net = snnzoo.convert(few_layers(), IMAGES, Recipe(Delta(31, 0.4), own_gammas=True), 3)
+    with pytest.raises(UsageError, match="integers are for one gamma in all neurons"):
+        to_integers(net, SHAPE, 3)
 
 
 def test_more_steps_than_64_bits_have_room_for_are_refused(tmp_path):

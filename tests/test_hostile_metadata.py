@@ -54,6 +54,11 @@ def _exits(**changes):
 
 
 REFUSED = {
+    "gammas": [
+        ("[1]", "'gammas' must be a mapping"), ('{"layer1.0.conv1": 0.5}', "'gammas' names layer1.0.conv1, no neurons"),
+        ('{"layer1.0.sn1": 0}', "'gammas' must be"), ('{"layer1.0.sn1": 1.5}', "'gammas' must be"),
+        ('{"layer1.0.sn1": "0.5"}', "'gammas' must be"), ('{"layer1.0.sn1": NaN}', "NaN is no number"),
+    ],
     "classes": [
         ('["a"]', "1 names for 10 classes"), ("{}", "'classes' must be a list of text, or null"), ("3", "'classes'"),
         ('["a", "b", "c", "d", "e", "f", "g", "h", "i", 3]', "'classes' must be"), ("[" * 100_000, "too deeply"),
@@ -132,10 +137,18 @@ def test_what_a_field_may_be_is_read(converted):
         ("layers", None),
         ("exits", "null"),
         ("exits", _exits()),
+        ("gammas", "{}"),
+        ("gammas", '{"layer1.0.sn1": 0.25}'),
         ("torch", None),
     ):
         net, error = load(converted, **{field: text})
         assert net is not None, (field, error)
+
+
+def test_gammas_of_neurons_are_for_delta_coding(converted):
+    net, error = load(converted, gammas='{"layer1.0.sn1": 0.25}', coding='{"name": "rate"}')
+    assert net is None
+    assert "'gammas' is for delta coding, not for rate" in error
 
 
 def test_settings_of_a_coding_from_outside_may_be_text_and_truth_values(converted):

@@ -176,6 +176,14 @@ def test_joined_spikes_keep_what_each_is_worth():
     torch.testing.assert_close(rounded(x.expand(4, *x.shape)), exact(x.expand(4, *x.shape)), rtol=0.02, atol=0.01)
 
 
+def test_joined_spikes_that_shrink_each_at_its_own_rate_stay_floating_point():
+    torch.manual_seed(0)
+    net = snnzoo.convert(Joined(), torch.randn(8, 3, 12, 12), levels=7, gamma=0.5)
+    net.neuron(net.sites[0].path)._coding = codings.Delta(7, 0.25)
+    with pytest.raises(UsageError, match="no convolution of the network sees spikes"):
+        prepare_for_inference(net, dtype=torch.int8)
+
+
 def test_spikes_too_large_for_eight_bits_are_refused():
     with pytest.raises(UsageError, match=r"at most 64 units, .* has 100"):
         prepare_for_inference(converted("resnet20", levels=100), dtype=torch.int8)

@@ -6,7 +6,7 @@ positions. Where values are large, as at the front of a network, fewer images ar
 is converted, where there is room. So memory is bounded, whatever the depth and the number of images.
 
 Nothing that the walk does waits for a value to be known: on a GPU it is launched as a whole. (Several processes do
-wait for each other, at each neuron.)
+wait for each other, at each neuron; and so does the choice of a gamma for each.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from snnzoo import ops
 from snnzoo.codings import Activation, Coding
 from snnzoo.conversion.inputs import ann_input, network_input
-from snnzoo.conversion.neurons import Parameters, install
+from snnzoo.conversion.neurons import Gammas, Parameters, install
 from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import SnnzooError
 from snnzoo.functional import reset_net
@@ -66,7 +66,7 @@ class SiteReport:
 
 @dataclass
 class Site:
-    """One activation to fit a neuron to: what reaches it, and what it should send.
+    """One activation to fit a neuron to: what reaches it, and what it should send. A fit may change the coding's gamma.
 
     Shapes: `x_seq [T, M, C]` what a neuron takes at M sampled positions, everything before it converted (where signals
     are changes, what they add up to); `target [M, C]` the ANN's activations there; `peak [C]` their largest magnitude
@@ -151,11 +151,13 @@ class Site:
 class Calibration:
     """What `Calibrator.run` found.
 
-    `parameters` of each site and `layers`, how well they do; `expected [N, classes]` the ANN's logits of the
-    images and `actual [T, N, classes]` those of the network after each step, without extrapolation.
+    `parameters` of each site, the `gammas` that are not the network's, and `layers`, how well they do; `expected
+    [N, classes]` the ANN's logits of the images and `actual [T, N, classes]` those of the network after each step,
+    without extrapolation.
     """
 
     parameters: Parameters
+    gammas: Gammas
     layers: list[SiteReport]
     expected: Tensor
     actual: Tensor
@@ -212,6 +214,7 @@ class Calibrator:
         costs = [self._cost_of(node, time_steps) for node in walk.nodes]
         generator = torch.Generator().manual_seed(self.seed)
         parameters: Parameters = {}
+        gammas: dict[str, float] = {}
         measured: list[Tensor] = []
         with torch.inference_mode():
             for place, node in enumerate(walk.nodes):
@@ -224,7 +227,9 @@ class Calibrator:
                 if node.name in walk.sites:
                     site = walk.collect(node, positions, percentile, generator)
                     chosen = fit(site)
-                    walk.set_neuron(node, chosen)
+                    walk.set_neuron(node, site.coding, chosen)
+                    if site.coding != coding:
+                        gammas[node.path] = site.coding.gamma  # type: ignore[attr-defined]
                     parameters[node.path] = {name: self.gains[node.path] * value for name, value in chosen.items()}
                     threshold = parameters[node.path]["v_threshold"].median().double()
                     measured.append(torch.stack([threshold, *site.measure(chosen), site.peak.sum().double()]))
@@ -237,7 +242,7 @@ class Calibrator:
             if not math.isfinite(peaks):
                 raise SnnzooError(f"activations at {path} are NaN or infinite: check the weights and the preprocessing")
             layers.append(SiteReport(path, len(parameters[path]["v_threshold"]), *numbers))
-        return Calibration(parameters, layers, expected, actual)
+        return Calibration(parameters, gammas, layers, expected, actual)
 
     def cost(self, images: int, time_steps: int, positions: int = SAMPLED_POSITIONS) -> float:
         """Return what `run` costs, in multiply-accumulates or what takes as long."""
@@ -373,10 +378,11 @@ class _Walk:
         for batch in self.mine.values():
             self._run_network(node, batch)
 
-    def set_neuron(self, node: Node, parameters: Mapping[str, Tensor]) -> None:
-        """Give a neuron its parameters."""
-        bias = self.constants[node.path] + parameters["bias"]
-        self.network.neuron(node.path).set_parameters(parameters["v_threshold"], bias)
+    def set_neuron(self, node: Node, coding: Coding, parameters: Mapping[str, Tensor]) -> None:
+        """Give a neuron its coding and its parameters."""
+        neuron = self.network.neuron(node.path)
+        neuron.coding = coding
+        neuron.set_parameters(parameters["v_threshold"], self.constants[node.path] + parameters["bias"])
 
     def logits(self) -> tuple[Tensor, Tensor]:
         """Return the ANN's logits `[N, classes]`, and the network's after each step, `[T, N, classes]`."""

@@ -20,7 +20,7 @@ from snnzoo._version import __version__
 from snnzoo.checkpoints.files import read_safetensors, write_safetensors
 from snnzoo.checkpoints.layout_rules import is_neuron_key
 from snnzoo.checkpoints.layouts import check_fits, refuse_empty
-from snnzoo.codings import Coding, coding_from_dict
+from snnzoo.codings import Coding, Delta, coding_from_dict
 from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.metadata import FIRST_FORMAT, FORMAT, read
 from snnzoo.conversion.neurons import PARAMETER_NAMES, Parameters, install
@@ -45,10 +45,17 @@ class Conversion:
     preprocess: Preprocess | None = None
     classes: list[str] | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    gammas: dict[str, float] = field(default_factory=dict)  # of delta coding, of the sites whose neuron has its own
     layers: list[dict[str, Any]] = field(default_factory=list)  # calibration's report on each neuron site
     exits: ExitTable | None = None  # rules of early exit
     fit: dict[str, Any] | None = None  # of its BN to the calibration images (fit.statistics); None if not measured
     input_shape: list[int] | None = None  # of an image that it was captured with, [C, H, W]; None in the first format
+
+    @property
+    def gammas_told(self) -> str | None:
+        """From where to where the gammas go that neurons have of their own; None if there are none."""
+        values = self.gammas.values()
+        return f"{min(values):g} to {max(values):g}, each neuron its own" if values else None
 
     def to_metadata(self) -> dict[str, str]:
         """Return the strings of a safetensors header: JSON where it is not a plain name."""
@@ -62,6 +69,7 @@ class Conversion:
             "preprocess": json.dumps(self.preprocess and self.preprocess.to_dict()),
             "classes": json.dumps(self.classes),
             "source": json.dumps(self.source),
+            **({"gammas": json.dumps(self.gammas)} if self.gammas else {}),
             "layers": json.dumps(self.layers),
             **({"exits": json.dumps(self.exits.to_dict())} if self.exits else {}),
             "fit": json.dumps(self.fit),
@@ -78,13 +86,13 @@ class Conversion:
             CheckpointError: if the metadata is not that of a converted network.
         """
         fields = read(metadata, source)
-        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "layers", "fit", "input_shape")
+        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "gammas", "layers")
         try:
             return cls(
                 coding=coding_from_dict(fields["coding"], source),
                 preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
                 exits=fields["exits"] and ExitTable.from_dict(fields["exits"]),
-                **{name: fields[name] for name in names},
+                **{name: fields[name] for name in (*names, "fit", "input_shape")},
             )
         except ValueError as error:
             raise CheckpointError(f"{source}: metadata: {error}") from None
@@ -151,11 +159,12 @@ def load_with_ann(path: str | Path) -> tuple[SpikingNetwork, Ann]:
         neurons = {f"{node.path}.{name}" for node in graph.neurons for name in PARAMETER_NAMES}
         ann = _ann(graph, {key: value for key, value in tensors.items() if key not in neurons}, conversion, source)
     parameters = _neuron_parameters(ann, tensors, conversion, source)
+    _check_gammas(ann.graph, conversion, source)
     _check_finite(ann.graph, tensors, source)
     try:
         for node in ann.graph.neurons:
             conversion.coding.check_activation(node.activation)
-        net = install(ann, conversion.coding, parameters, conversion.extrapolation)
+        net = install(ann, conversion.coding, parameters, conversion.extrapolation, conversion.gammas)
     except (RuntimeError, ValueError, SnnzooError) as error:
         raise CheckpointError(f"{source}: neuron parameters do not fit: {' '.join(str(error).split())}") from None
     net.conversion = conversion
@@ -199,6 +208,14 @@ def _check_classes(conversion: Conversion, outputs: int, source: str) -> None:
         raise CheckpointError(
             f"{source}: metadata: field 'classes' has {len(conversion.classes)} names for {outputs} classes"
         )
+
+
+def _check_gammas(graph: Graph, conversion: Conversion, source: str) -> None:
+    unknown = conversion.gammas.keys() - {node.path for node in graph.neurons}
+    if unknown:
+        raise CheckpointError(f"{source}: metadata: field 'gammas' names {first_few(sorted(unknown))}, no neurons")
+    if conversion.gammas and not isinstance(conversion.coding, Delta):
+        raise CheckpointError(f"{source}: metadata: field 'gammas' is for delta coding, not for {conversion.coding}")
 
 
 def _check_finite(graph: Graph, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from snnzoo.codings import Coding
 from snnzoo.conversion.ann import capture_ann
-from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibrator, SiteReport
+from snnzoo.conversion.calibration import SAMPLED_POSITIONS, Calibration, Calibrator, Site, SiteReport
 from snnzoo.conversion.choice import Choice, choose
 from snnzoo.conversion.converted_file import Conversion
 from snnzoo.conversion.earliest import earliest_answers
@@ -20,8 +21,8 @@ from snnzoo.conversion.fewest import fewest_events
 from snnzoo.conversion.inputs import MOST_IMAGES, ann_input, collected, has_frames
 from snnzoo.conversion.metadata import MAX_TIME_STEPS
 from snnzoo.conversion.moments import data_free_parameters
-from snnzoo.conversion.neurons import install
-from snnzoo.conversion.recipes import Recipe, Trade, descend, fit_extrapolation, make_recipe
+from snnzoo.conversion.neurons import NO_GAMMAS, install
+from snnzoo.conversion.recipes import FINE_LEVELS, Recipe, Trade, descend, fit_extrapolation, make_recipe
 from snnzoo.distributed import ALONE, Rank
 from snnzoo.errors import UsageError
 from snnzoo.fit import check
@@ -31,6 +32,7 @@ from snnzoo.progress import Progress
 SEARCH_IMAGES = 16  # on which each of several codings is calibrated
 SEARCH_POSITIONS = 256  # of each channel, for that
 USUAL_SEARCHES = 3  # of the codings, until the best one is found
+Fit = Callable[[Site], dict[str, Tensor]]
 
 
 def convert(
@@ -153,7 +155,7 @@ def convert_ann(
     if choice is not None:
         record["choice"] = choice.to_dict()
     layers: list[SiteReport] = []
-    coding, extrapolation = recipe.coding, 0.0
+    coding, extrapolation, gammas = recipe.coding, 0.0, NO_GAMMAS
     if images is None:
         if recipe.minimise:
             raise UsageError(f'minimise="{recipe.minimise}" is judged on images: give calibration images')
@@ -163,12 +165,12 @@ def convert_ann(
         coding, extrapolation, found, trade = _calibrated(
             own, images, recipe, time_steps, batch_size, seed, progress, rank
         )
-        parameters, layers = found.parameters, found.layers
+        parameters, gammas, layers = found.parameters, found.gammas, found.layers
         if trade is not None:
             record[trade.name] = trade.to_dict()
         digest = hashlib.sha256(images.contiguous().numpy(force=True).tobytes()).hexdigest()
         record["calibration"] = {"source": calibration_source, "images": len(images), "sha256": digest, "seed": seed}
-    net = install(own, coding, parameters, extrapolation)
+    net = install(own, coding, parameters, extrapolation, gammas)
     reports = [layer.to_dict() for layer in layers]
     net.conversion = Conversion(
         own.model_name,
@@ -176,6 +178,7 @@ def convert_ann(
         time_steps,
         record,
         extrapolation,
+        gammas=dict(gammas),
         layers=reports,
         input_shape=own.input_shape,
         **origin,
@@ -215,7 +218,7 @@ def _calibrated(
         if progress:
             progress(round(done), round(total), f"calibrating: {where}")
 
-    def calibrated(coding: Coding, images: Tensor, positions: int) -> Calibration:
+    def calibrated(coding: Coding, fit: Fit, images: Tensor, positions: int) -> Calibration:
         return calibrator.run(
             images,
             coding,
@@ -226,13 +229,17 @@ def _calibrated(
             report=report,
         )
 
-    def error(coding: Coding) -> float:
-        found = calibrated(coding, few, SEARCH_POSITIONS)
+    @functools.cache
+    def error(coding: Coding, fit: Fit = fit) -> float:
+        found = calibrated(coding, fit, few, SEARCH_POSITIONS)
         return fit_extrapolation(coding, found.expected, found.actual)[1]
 
     best = descend(recipe.candidates, recipe.coding, error) if recipe.candidates else recipe.coding
+    if recipe.candidates and best.largest_unit >= FINE_LEVELS:
+        own = replace(recipe, own_gammas=True).fit
+        fit = own if error(best, own) < error(best) else fit
     done, limit = search, total
-    found = calibrated(best, images, SAMPLED_POSITIONS)
+    found = calibrated(best, fit, images, SAMPLED_POSITIONS)
     report(total, "readout")
     extrapolation, _ = fit_extrapolation(best, found.expected, found.actual)
     return best, extrapolation, found, trade

@@ -40,6 +40,10 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, bool) or (is_number(value) and abs(value) <= MAX_SETTING)
 
 
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 < value <= 1
+
+
 def _is_steps(value: Any) -> bool:
     return matches(r"\d{1,4}")(value) and is_count(int(value), MAX_TIME_STEPS)
 
@@ -117,6 +121,7 @@ _SECOND_METADATA = {
     "graph": Field("text", lambda value: isinstance(value, str), required=True),
     "extrapolation": Field("a number from 0 to 100", lambda x: is_number(x) and 0 <= x <= 100, required=True),
     "input_shape": Field(f"a list of one to three numbers from 1 to {MAX_SIZE}", _is_shape, required=True),
+    "gammas": Field("a mapping of neurons to numbers above 0, up to 1", partial(_is_mapping, of=_is_share)),
 }
 _EXITS = {
     "measure": Field("text", is_text, required=True),
@@ -166,7 +171,7 @@ def read(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         check(fields, _SECOND_METADATA, where, CheckpointError)
     if fields["preprocess"] is not None:
         check(fields["preprocess"], PREPROCESS, where, CheckpointError, "preprocess.")
-    absent: dict[str, Any] = {"layers": [], "fit": None, "input_shape": None, "exits": None}
+    absent: dict[str, Any] = {"gammas": {}, "layers": [], "fit": None, "input_shape": None, "exits": None}
     fields = {**absent, **fields, "time_steps": int(fields["time_steps"])}
     if fields["exits"] is not None:
         _check_exits(fields["exits"], fields["time_steps"], where)

@@ -27,6 +27,8 @@ LEAST_ANSWER = 0.25  # that outputs are taken to follow a change of the bias by
 BALANCE_PASSES = 30
 MOST_EXTRAPOLATION = 1.0  # beyond, noise of the last step outweighs what it foretells
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+OWN_GAMMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+FINE_LEVELS = 31  # from which on neurons gain by a gamma of their own
 Setting = TypeVar("Setting", bound=Hashable)
 THRESHOLDS = ("max", "percentile", "mse", "balanced")
 MINIMISED = ("events", "steps")
@@ -52,6 +54,7 @@ class Recipe:
             (`snnzoo.conversion.fewest`); "steps" those (of delta, and its `gamma`) with which images have
             their class after the fewest steps (`snnzoo.conversion.earliest`); None the most exact ones.
         tolerance: percentage points of agreement that may then be missing to 100, on images held back from calibration.
+        own_gammas: of delta, whether each neuron takes the gamma with which its decoded output has the least error.
 
     Raises:
         UsageError: if an argument is out of range.
@@ -64,6 +67,7 @@ class Recipe:
     candidates: tuple[Coding, ...] = ()
     minimise: str | None = None
     tolerance: float = 0.5
+    own_gammas: bool = False
 
     def __post_init__(self) -> None:
         if self.threshold not in THRESHOLDS:
@@ -76,6 +80,8 @@ class Recipe:
             raise UsageError(f"minimise must be {' or '.join(MINIMISED)}, got {self.minimise!r}")
         if self.minimise == "events" and self.threshold != "mse":
             raise UsageError(f"minimise chooses the thresholds itself: leave threshold={self.threshold!r} out")
+        if self.own_gammas and (self.minimise or not isinstance(self.coding, Delta)):
+            raise UsageError("own_gammas are for delta coding, where nothing is minimised")
         if not 0 <= self.tolerance < 100:
             raise UsageError(f"tolerance must be percentage points in [0, 100), got {self.tolerance}")
 
@@ -86,6 +92,9 @@ class Recipe:
 
     def fit(self, site: Site) -> dict[str, Tensor]:
         """Return the parameters of one neuron site."""
+        if not self.own_gammas:
+            return self.with_threshold(site, self._threshold(site))
+        take_gamma(site, OWN_GAMMAS, lambda site: site.measure(self.with_threshold(site, self._threshold(site)))[1])
         return self.with_threshold(site, self._threshold(site))
 
     def with_threshold(self, site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
@@ -106,6 +115,8 @@ class Recipe:
         for name, value in settings.items():
             if any(getattr(other, name) != value for other in self.candidates):
                 settings[name] = None
+        if self.own_gammas:
+            settings["gamma"] = None
         options = (*FITTING, *TRADING) if self.minimise else FITTING
         return {"name": self.coding.name, **settings, **{name: getattr(self, name) for name in options}}
 
@@ -136,6 +147,13 @@ class Trade:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as the file keeps them."""
         return {name: getattr(self, name) for name in (*self.kept, "agreement", "held_back", "within")}
+
+
+def take_gamma(site: Site, gammas: Sequence[float], cost: Callable[[Site], Tensor]) -> None:
+    """Give a site, of delta coding, the gamma with which it costs least."""
+    coding: Any = site.coding
+    tried = [replace(site, coding=replace(coding, gamma=gamma)) for gamma in gammas]
+    site.coding = tried[int(torch.stack([cost(one) for one in tried]).argmin())].coding
 
 
 def capped(site: Site, v_threshold: Tensor) -> Tensor:
@@ -210,7 +228,7 @@ def fit_extrapolation(coding: Coding, expected: Tensor, actual: Tensor) -> tuple
 def calibrated_network(ann: Ann, coding: Coding, found: Calibration) -> SpikingNetwork:
     """Return the network of what calibration found, with the readout's extrapolation fitted to the same images."""
     extrapolation, _ = fit_extrapolation(coding, found.expected, found.actual)
-    return install(ann, coding, found.parameters, extrapolation)
+    return install(ann, coding, found.parameters, extrapolation, found.gammas)
 
 
 def descend(candidates: Sequence[Setting], start: Setting, error: Callable[[Setting], float]) -> Setting:

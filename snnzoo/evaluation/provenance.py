@@ -35,6 +35,7 @@ def facts_of(conversion: Conversion, evaluation: Mapping[str, str]) -> Facts:
         "Conversion": {
             "model": conversion.model,
             "coding": f"{conversion.coding} ({conversion.coding.spikes})",
+            **({"gamma": conversion.gammas_told} if conversion.gammas_told else {}),
             "time steps": f"made for T={conversion.time_steps}",
             **_lines(recipe, "recipe "),
             **_lines(calibration, "calibration "),

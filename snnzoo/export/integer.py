@@ -113,6 +113,8 @@ def to_integers(net: SpikingNetwork, input_shape: tuple[int, ...], time_steps: i
     """Return the arrays of a bundle without traces. Errors as `write_integer`."""
     if type(net.coding) not in CODINGS:
         raise UsageError(f"integers are for networks of rate, plain, signed or delta coding, not for {net.coding}")
+    if any(net.neuron(node.path).coding != net.coding for node in net.sites):
+        raise UsageError("integers are for one gamma in all neurons: convert with --gamma, or fewer levels")
     folded = FoldedNetwork(net)
     shapes = {INPUT: tuple(input_shape)}
     shapes |= value_shapes(folded.graph, folded.tensors(), input_shape, net.model_name)

@@ -227,7 +227,7 @@ def _sources_of_counts(network: FoldedNetwork) -> dict[str, Source]:
         if node is None or node.operation != "cat" or node.settings["dim"] != 1:
             return None
         parts = [source_of(given) for given in node.inputs]
-        if any(part is None for part in parts):
+        if any(part is None or part.coding != parts[0].coding for part in parts):  # type: ignore[union-attr]
             return None
         return Source([neuron for part in parts if part is not None for neuron in part.neurons])
 
