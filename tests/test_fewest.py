@@ -67,7 +67,7 @@ def test_a_dearer_event_is_sent_less_often():
     prices = fewest.Prices({"a": torch.ones(3)}, {"a": 1.0}, 1.0)
     events = []
     for multiplier in (0.0, 1e-3, 1e-2, 1e-1, 10.0):
-        theta, _ = prices.cheapest(site, multiplier)
+        theta = prices.threshold(site, multiplier)
         events.append(site.errors_and_events(theta.unsqueeze(0))[1].sum().item())
     assert events == sorted(events, reverse=True)
     assert events[-1] < events[0] / 2
@@ -123,15 +123,6 @@ def test_fewer_events_are_sent_and_the_record_says_how_they_were_found():
     assert record["fewest"]["held_back"] == 12
     assert silent.coding.dead_zone == 0.7  # what was given is kept
     assert "minimise" not in plain.conversion.recipe
-
-
-def test_each_neuron_takes_a_gamma_of_its_own_unless_one_is_given(monkeypatch):
-    monkeypatch.setattr(fewest, "GAMMAS", (0.45, 0.55))
-    options = {"levels": 1, "dead_zone": 0.7, "minimise": "events", "tolerance": 60.0, "check_fit": False}
-    free = snnzoo.convert(small(), IMAGES, "delta", 6, **options)
-    given = snnzoo.convert(small(), IMAGES, "delta", 6, gamma=0.7, **options)
-    assert {free.neuron(node.path).coding.gamma for node in free.sites} <= {0.45, 0.55}
-    assert {given.neuron(node.path).coding for node in given.sites} == {given.coding}
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -2,16 +2,16 @@
 
 An error costs what it changes the logits by: its square times the squared slope of the logits, over their spread. An
 event costs the synaptic operations that it sets off, over those of the ANN, times one multiplier. Each channel takes
-the threshold that costs least, each neuron the gamma, and the network the dead zone; the multiplier is the largest
-whose network still agrees with the ANN on images held back (rate against distortion, as in H. Everett 1963, Operations
-Research 11:399, "Generalized Lagrange multiplier method").
+the threshold that costs least, and the network the gamma and the dead zone; the multiplier is the largest whose network
+still agrees with the ANN on images held back (rate against distortion, as in H. Everett 1963, Operations Research
+11:399, "Generalized Lagrange multiplier method").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from snnzoo.conversion.calibration import Calibration, Calibrator, Site
 from snnzoo.conversion.choice import Judge
 from snnzoo.conversion.inputs import ann_input
 from snnzoo.conversion.operations import Operations
-from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, capped, descend, fit_extrapolation, take_gamma
+from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, capped, descend, fit_extrapolation
 from snnzoo.errors import UsageError
 from snnzoo.graph.network import Ann
 from snnzoo.graph.operations import INPUT
@@ -30,12 +30,11 @@ from snnzoo.progress import Progress
 
 MULTIPLIERS = tuple(2.0 ** -(k / 2) for k in range(28, -3, -1))
 FIRST_MULTIPLIER = 2.0**-5
-GAMMAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 DEAD_ZONES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 USUAL_DEAD_ZONE = 0.7
-ROUNDS = 2  # of choosing the dead zone, then the multiplier
+ROUNDS = 2  # of choosing the coding, then the multiplier
 FRACTIONS = tuple(8 * 0.85**i for i in range(24))  # of the largest activation: from 8, which skips steps, down to 0.19
-FEW_FRACTIONS = FRACTIONS[::3]  # by which a neuron's gamma is chosen
 FEW_IMAGES, FEW_POSITIONS = 32, 512  # on which codings are compared
 MORE_IMAGES, MORE_POSITIONS = 64, 2048  # on which a network is fitted that is judged
 SLOPE_IMAGES, DIRECTIONS = 32, 4  # for the slopes of the logits
@@ -57,13 +56,13 @@ class Prices:
     events: Mapping[str, float]
     spread: float
 
-    def cheapest(self, site: Site, multiplier: float, fractions: Sequence[float] = FRACTIONS) -> tuple[Tensor, Tensor]:
-        """Return the threshold of each channel that costs least, and what it costs: `[C]` each."""
-        tried = torch.tensor(fractions, dtype=site.peak.dtype).to(site.peak.device).unsqueeze(1)
+    def threshold(self, site: Site, multiplier: float) -> Tensor:
+        """Return the threshold of each channel that costs least, `[C]`."""
+        tried = torch.tensor(FRACTIONS, dtype=site.peak.dtype).to(site.peak.device).unsqueeze(1)
         thresholds = capped(site, tried * site.peak / site.coding.span(1))
         errors, events = site.errors_and_events(thresholds)
-        costs, best = (self.errors[site.name] * errors + multiplier * self.events[site.name] * events).min(0, True)
-        return thresholds.gather(0, best)[0], costs[0]
+        costs = self.errors[site.name] * errors + multiplier * self.events[site.name] * events
+        return thresholds.gather(0, costs.argmin(0, keepdim=True))[0]
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ class Fewest(Trade):
     kept: ClassVar[tuple[str, ...]] = ("multiplier",)
 
     def fit(self, site: Site) -> dict[str, Tensor]:
-        if self.recipe.candidates:
-            take_gamma(site, GAMMAS, lambda site: self.prices.cheapest(site, self.multiplier, FEW_FRACTIONS)[1].sum())
-        return self.recipe.with_threshold(site, self.prices.cheapest(site, self.multiplier)[0])
+        return self.recipe.with_threshold(site, self.prices.threshold(site, self.multiplier))
 
 
 def fewest_events(
@@ -95,8 +92,7 @@ def fewest_events(
 
     Args:
         images: `[N, C, H, W]`, N >= 2, or frames `[N, T, C, H, W]`: a network is fitted on some, and judged on others.
-        recipe: its coding is where the search starts; a gamma or a dead zone that was given is kept. If no gamma was,
-            each neuron takes its own.
+        recipe: its coding is where the search starts; a gamma or a dead zone that was given is kept.
 
     Returns:
         what agrees best, of the smallest multiplier, if nothing is within the tolerance.
@@ -131,9 +127,9 @@ def fewest_events(
         return replace(trade, agreement=agreement if close else 0.0)
 
     for _ in range(ROUNDS):
-        if isinstance(recipe.coding, Delta) and recipe.coding.dead_zone == 0.5:
-            codings = [replace(recipe.coding, dead_zone=dead_zone) for dead_zone in DEAD_ZONES]
-            best = replace(best, coding=descend(codings, best.coding, cost))
+        for candidates in _lines(recipe):
+            codings = candidates(best.coding)
+            best = replace(best, coding=descend(codings, best.coding, cost)) if len(codings) > 1 else best
         best = _largest_within(best, judged)
     if progress:
         progress(40, 40, "fewest events: done")
@@ -166,6 +162,18 @@ def _start(recipe: Recipe) -> Coding:
     coding = recipe.coding
     keeps = not isinstance(coding, Delta) or coding.dead_zone > 0.5
     return coding if keeps else replace(coding, dead_zone=USUAL_DEAD_ZONE)  # type: ignore[call-arg]
+
+
+def _lines(recipe: Recipe) -> Sequence[Callable[[Any], list[Coding]]]:
+    """Settings of the coding that are free: for each, the candidates through a coding."""
+    if not isinstance(recipe.coding, Delta):
+        return ()
+    lines: list[Callable[[Any], list[Coding]]] = []
+    if recipe.candidates:
+        lines.append(lambda coding: [replace(coding, gamma=gamma) for gamma in GAMMAS])
+    if recipe.coding.dead_zone == 0.5:
+        lines.append(lambda coding: [replace(coding, dead_zone=dead_zone) for dead_zone in DEAD_ZONES])
+    return lines
 
 
 def _prices(ann: Ann, calibrator: Calibrator, images: Tensor, operations: Operations, seed: int) -> Prices:

@@ -94,8 +94,12 @@ class Recipe:
         """Return the parameters of one neuron site."""
         if not self.own_gammas:
             return self.with_threshold(site, self._threshold(site))
-        take_gamma(site, OWN_GAMMAS, lambda site: site.measure(self.with_threshold(site, self._threshold(site)))[1])
-        return self.with_threshold(site, self._threshold(site))
+        tried = [replace(site, coding=replace(self.coding, gamma=gamma)) for gamma in OWN_GAMMAS]  # type: ignore[call-arg]
+        fits = [self.with_threshold(one, self._threshold(one)) for one in tried]
+        errors = torch.stack([one.measure(found)[1] for one, found in zip(tried, fits, strict=True)])
+        best = int(errors.argmin())
+        site.coding = tried[best].coding
+        return fits[best]
 
     def with_threshold(self, site: Site, v_threshold: Tensor) -> dict[str, Tensor]:
         """Return the parameters of one neuron site whose threshold `[C]` is chosen."""
@@ -147,13 +151,6 @@ class Trade:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as the file keeps them."""
         return {name: getattr(self, name) for name in (*self.kept, "agreement", "held_back", "within")}
-
-
-def take_gamma(site: Site, gammas: Sequence[float], cost: Callable[[Site], Tensor]) -> None:
-    """Give a site, of delta coding, the gamma with which it costs least."""
-    coding: Any = site.coding
-    tried = [replace(site, coding=replace(coding, gamma=gamma)) for gamma in gammas]
-    site.coding = tried[int(torch.stack([cost(one) for one in tried]).argmin())].coding
 
 
 def capped(site: Site, v_threshold: Tensor) -> Tensor:
