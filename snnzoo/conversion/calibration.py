@@ -36,6 +36,7 @@ from snnzoo.inference.network import FoldedNetwork
 
 KEPT_BYTES = 5 << 28  # values of both networks that are held at a time: more images than fit wait for a later node
 FEWEST_IMAGES = 8  # that are run even so
+RUNNING_BYTES = 1 << 28  # of the largest value of a batch, which is run at a time: beside it is what makes it
 SAMPLED_VALUES = 1 << 22  # inputs of one site, T included
 SAMPLED_POSITIONS = 1 << 11  # of each channel
 VALUES_AT_ONCE = 1 << 22  # inputs of neurons that a fit runs at a time
@@ -169,7 +170,7 @@ class Calibrator:
     Args:
         ann: the network to convert.
         coding: of the kind of all that are to be fitted.
-        batch_size: images that run at a time.
+        batch_size: images that run at a time, at most: fewer where values are large.
         seed: of the sampled positions.
         rank: of several processes, this one: each runs its batches, and all fit to what all have sampled, so that they
             find the same, and what one process finds.
@@ -211,6 +212,7 @@ class Calibrator:
         self.network.use(coding)
         walk = _Walk(self.network, self.constants, self.shapes, coding, time_steps, self.rank)
         fits = images_that_fit(self.network.graph, self.shapes, _dtype(walk.tensors), len(images), time_steps)
+        batch_size = min(self.batch_size, self._images_at_once(time_steps))
         costs = [self._cost_of(node, time_steps) for node in walk.nodes]
         generator = torch.Generator().manual_seed(self.seed)
         parameters: Parameters = {}
@@ -220,7 +222,7 @@ class Calibrator:
             for place, node in enumerate(walk.nodes):
                 where = node.path or node.name
                 while walk.images < fits[node.name]:
-                    joining = images[walk.images : min(walk.images + self.batch_size, fits[node.name])]
+                    joining = images[walk.images : min(walk.images + batch_size, fits[node.name])]
                     walk.join(joining, place)
                     report(len(joining) * sum(costs[:place]), where)
                 walk.run_ann(node)
@@ -249,6 +251,12 @@ class Calibrator:
         nodes = [node for node in self.network.graph if node.name not in self.network.graph.behind_readout]
         fits = sum(self._cost_of_fit(node, positions, time_steps) for node in self.network.graph.neurons)
         return images * sum(self._cost_of(node, time_steps) for node in nodes) + fits
+
+    def _images_at_once(self, time_steps: int) -> int:
+        graph = self.network.graph
+        sizes = [math.prod(self.shapes[node.name]) for node in graph if node.name not in graph.before_neurons]
+        largest = max(sizes, default=1) * time_steps * _dtype(self.network.tensors()).itemsize
+        return max(1, RUNNING_BYTES // largest)
 
     def _cost_of(self, node: Node, time_steps: int) -> float:
         """That of running a node on one image, for both networks."""
