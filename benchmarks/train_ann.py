@@ -1,7 +1,7 @@
 """Train an ANN on CIFAR-10 in ImageFolder layout, for the conversion benchmarks. Resumes where it was stopped.
 
     python benchmarks/train_ann.py resnet18 --data cifar10 --size 64 --epochs 3 -o resnet18-cifar10.pth
-    python benchmarks/train_ann.py resnet56 --data cifar10 --size 32 --epochs 5 -o resnet56-cifar10.pth
+    python benchmarks/train_ann.py resnet56 --data cifar10 --size 32 --epochs 10 -o resnet56-cifar10.pth
 
 Standard augmentation (4-pixel shifts, flips), SGD with a one-cycle schedule; bfloat16 and channels last on CPUs with
 AVX-512, which without it would take many times as long as float32.
