@@ -114,7 +114,7 @@ def to_integers(net: SpikingNetwork, input_shape: tuple[int, ...], time_steps: i
     if type(net.coding) not in CODINGS:
         raise UsageError(f"integers are for networks of rate, plain, signed or delta coding, not for {net.coding}")
     if any(net.neuron(node.path).coding != net.coding for node in net.sites):
-        raise UsageError("integers are for one gamma in all neurons: convert with fewer levels, or with gamma=0.5 in Python")
+        raise UsageError("integers are for one gamma in all neurons: convert with fewer levels, or a gamma in Python")
     folded = FoldedNetwork(net)
     shapes = {INPUT: tuple(input_shape)}
     shapes |= value_shapes(folded.graph, folded.tensors(), input_shape, net.model_name)
