@@ -73,8 +73,9 @@ def test_a_coding_from_outside_converts_saves_loads_and_runs_equally_in_every_wa
         assert torch.equal(loaded(x_seq), expected)
         functional.reset_net(loaded)
         functional.set_step_mode(loaded, "s")
-        assert torch.equal(torch.stack([loaded(x) for x in x_seq]), expected)
-        torch.testing.assert_close(snnzoo.prepare_for_inference(net)(x_seq), expected, rtol=1e-9, atol=1e-9)
+        step_by_step = torch.stack([loaded(x) for x in x_seq])  # convolutions of fewer images may round differently
+        for y_seq in (step_by_step, snnzoo.prepare_for_inference(net)(x_seq)):
+            torch.testing.assert_close(y_seq, expected, rtol=1e-9, atol=1e-9)
         functional.reset_net(net)
     node, compiled = (ConvertedNode(floor, torch.tensor([0.5, 0.7, 1.0]), 0.1, step_mode="m") for _ in range(2))
     torch._dynamo.reset()
