@@ -86,13 +86,14 @@ class Conversion:
             CheckpointError: if the metadata is not that of a converted network.
         """
         fields = read(metadata, source)
-        names = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "gammas", "layers")
+        plain = ("model", "time_steps", "recipe", "extrapolation", "classes", "source", "gammas", "layers", "fit")
         try:
             return cls(
                 coding=coding_from_dict(fields["coding"], source),
                 preprocess=fields["preprocess"] and Preprocess(**fields["preprocess"]),
                 exits=fields["exits"] and ExitTable.from_dict(fields["exits"]),
-                **{name: fields[name] for name in (*names, "fit", "input_shape")},
+                input_shape=fields["input_shape"],
+                **{name: fields[name] for name in plain},
             )
         except ValueError as error:
             raise CheckpointError(f"{source}: metadata: {error}") from None

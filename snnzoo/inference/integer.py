@@ -227,9 +227,10 @@ def _sources_of_counts(network: FoldedNetwork) -> dict[str, Source]:
         if node is None or node.operation != "cat" or node.settings["dim"] != 1:
             return None
         parts = [source_of(given) for given in node.inputs]
-        if any(part is None or part.coding != parts[0].coding for part in parts):  # type: ignore[union-attr]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or any(part.coding != known[0].coding for part in known):
             return None
-        return Source([neuron for part in parts if part is not None for neuron in part.neurons])
+        return Source([neuron for part in known for neuron in part.neurons])
 
     def want(name: str) -> None:
         source = source_of(name)

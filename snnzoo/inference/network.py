@@ -88,7 +88,8 @@ class FoldedNetwork(SpikingNetwork):
             source = None if convolution is None else self._only_input(convolution)
             if convolution is None or source is None or source.name not in self._sites or len(source.inputs) > 1:
                 continue
-            if self._is_depthwise(convolution) and source.name not in self._runs:
+            have_one_coding = self.neuron(source.path).coding == self.neuron(node.path).coding
+            if self._is_depthwise(convolution) and have_one_coding and source.name not in self._runs:
                 first = self._only_input(source)
                 is_late = first is not None and first.name not in self.graph.before_neurons
                 more = [first] if first is not None and is_late and self._is_pointwise(first) else []

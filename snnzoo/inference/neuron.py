@@ -147,8 +147,6 @@ class FoldedNeuron(nn.Module):
         weight, source = convolution.weight, convolution.source
         if any(neuron is not None and (neuron.sends_counts or neuron.counts_events) for neuron in (self, source)):
             return None
-        if source is not None and source.coding != self.coding:
-            return None
         arguments = self._arguments(x_seq, residual, output)
         if source is None:
             outputs = None if is_static(x_seq) else ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
