@@ -34,7 +34,7 @@ from snnzoo.graph.run import run_node
 from snnzoo.graph.shapes import site_channels, value_shapes
 from snnzoo.inference.network import FoldedNetwork
 
-KEPT_BYTES = 5 << 28  # values of both networks that are held at a time: more images than fit wait for a later node
+KEPT_BYTES = 1 << 30  # values of both networks that are held at a time: more images than fit wait for a later node
 FEWEST_IMAGES = 8  # that are run even so
 RUNNING_BYTES = 1 << 28  # of the largest value of a batch, which is run at a time: beside it is what makes it
 SAMPLED_VALUES = 1 << 22  # inputs of one site, T included
