@@ -467,3 +467,31 @@ def test_a_state_may_be_overwritten_by_the_one_after_it(backend, name, layout):
     assert torch.equal(found.sequence, want.sequence)
     assert all(map(torch.equal, found.state, want.state))
     assert [part.data_ptr() for part in found.state] == places
+
+
+@pytest.mark.parametrize("name", [name for name in CODINGS if CODINGS[name].state])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_some_images_of_a_larger_state_go_on_as_if_it_were_theirs_alone(backend, name, layout):
+    device = "cuda" if backend == "triton" and not INTERPRETED else "cpu"
+    coding = to_device(CODINGS[name], device)
+    x_seq = sequence((5, 6, 5, 11, 13), layout, device=device)  # an image ends within a tile of the compiled kernel
+    rows, others = torch.tensor([1, 4, 5], device=device), [0, 2, 3]
+    first = ops.multi_step_neuron(x_seq[:3], coding, v_threshold=0.3)
+    x_of_some = torch.stack([ops.spec.select(step, rows) for step in x_seq[3:]])
+    theirs = tuple(ops.spec.select(part, rows) for part in first.state)
+    want = ops.multi_step_neuron(x_of_some, coding, v_threshold=0.3, state=theirs, t=3)
+    before = [part.clone() for part in first.state]
+    found = ops.multi_step_neuron(x_of_some, coding, v_threshold=0.3, state=first.state, t=3, rows=rows)
+    assert torch.equal(found.sequence, want.sequence)
+    assert (found.state is first.state) == (backend == "compiled")  # where they are, or in new memory
+    for part, after, old in zip(found.state, want.state, before, strict=True):
+        assert torch.equal(part[rows] if found.state is first.state else part, after)
+        if found.state is first.state:
+            assert torch.equal(part[others], old[others])
+
+
+def test_rows_that_do_not_fit_the_state_are_an_error():
+    state = ops.multi_step_neuron(torch.rand(1, 6, 3), codings.Signed()).state
+    for rows in (None, torch.tensor([0, 1])):
+        with pytest.raises(ValueError, match="the state of Signed is v, c"):
+            ops.multi_step_neuron(torch.rand(1, 3, 3), codings.Signed(), state=state, rows=rows)

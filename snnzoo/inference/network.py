@@ -16,6 +16,7 @@ from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
 from snnzoo.graph.operations import INPUT
 from snnzoo.inference.folding import fold
 from snnzoo.inference.neuron import Convolution, FoldedNeuron
+from snnzoo.ops.spec import select
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -166,8 +167,8 @@ class FoldedNetwork(SpikingNetwork):
     def select(self, chosen: Tensor) -> None:
         """Go on with the state of some images only: their places in the batch, `[n]`."""
         for module in self.modules():
-            if isinstance(module, FoldedNeuron) and module.state is not None:
-                module.state = tuple(select(part, chosen) for part in module.state)
+            if isinstance(module, FoldedNeuron):
+                module.select(chosen)
             elif isinstance(module, MemoryModule):
                 for name, value in module.named_memories():
                     if isinstance(value, Tensor):
@@ -233,9 +234,3 @@ class FoldedNetwork(SpikingNetwork):
     def totals_suffice(self) -> bool:
         """Whether the last readout depends on the sum over time alone."""
         return self.coding is not None or all(node.row.kind == "linear" for node in self._behind_readout)
-
-
-def select(x: Tensor, chosen: Tensor) -> Tensor:
-    """Return some of `x [N, ...]`, in the memory format that it has."""
-    kept = torch.empty_like(x[: len(chosen)])  # of the format itself: index_select would make it contiguous
-    return torch.index_select(x, 0, chosen, out=kept)

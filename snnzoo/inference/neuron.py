@@ -16,7 +16,7 @@ from snnzoo import ops
 from snnzoo.codings import RELU, Coding
 from snnzoo.graph.network import each_step, is_static
 from snnzoo.ops.reference import channel_view
-from snnzoo.ops.spec import Arguments, Memo, NeuronOutput
+from snnzoo.ops.spec import Arguments, Memo, NeuronOutput, select
 from snnzoo.threshold_node import ThresholdNode
 
 
@@ -59,6 +59,7 @@ class FoldedNeuron(nn.Module):
     counts_events = False  # whether `events` is of use
     keeps_input = False  # whether its input must stay as it is
     state: tuple[Tensor, ...] | None
+    rows: Tensor | None  # which images of the state go on; None for all
     t: int  # the next step
     steps: int  # of the last call
     events: Tensor | None = None  # of the last call: outputs that are not 0, at each step and position, [T, ...]
@@ -90,7 +91,17 @@ class FoldedNeuron(nn.Module):
 
     def reset(self) -> None:
         """Forget the state: the next step is t = 0."""
-        vars(self).update(state=None, t=0, steps=0)
+        vars(self).update(state=None, rows=None, t=0, steps=0)
+
+    def select(self, chosen: Tensor) -> None:
+        """Go on with some images only: their places in the batch, `[n]`. On a CPU their state stays where it is."""
+        self.rows = chosen if self.rows is None else self.rows[chosen]
+        if chosen.device.type != "cpu":
+            self._move_together()
+
+    def _move_together(self) -> None:
+        if self.rows is not None and self.state is not None:
+            self.state, self.rows = tuple(select(part, self.rows) for part in self.state), None
 
     def forward(
         self,
@@ -130,6 +141,7 @@ class FoldedNeuron(nn.Module):
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
             memo=self._memo(),
+            rows=self.rows,
         )
         self._go_on(result, x_seq.shape[0])
         outputs = result.total if output == "sum" else result.sequence
@@ -138,7 +150,9 @@ class FoldedNeuron(nn.Module):
 
     def _go_on(self, result: NeuronOutput, steps: int) -> None:
         # not one by one: a module looks at what it is given for longer than a small layer runs
-        vars(self).update(events=result.events, state=result.state or None, steps=steps, t=self.t + steps)
+        state = result.state or None
+        rows = self.rows if state is not None and state is self.state else None
+        vars(self).update(events=result.events, state=state, rows=rows, steps=steps, t=self.t + steps)
 
     def _with_convolution(
         self, x_seq: Tensor, convolution: Convolution, residual: Tensor | None, output: str
@@ -147,6 +161,9 @@ class FoldedNeuron(nn.Module):
         weight, source = convolution.weight, convolution.source
         if any(neuron is not None and (neuron.sends_counts or neuron.counts_events) for neuron in (self, source)):
             return None
+        for neuron in (self, source):
+            if neuron is not None:
+                neuron._move_together()
         arguments = self._arguments(x_seq, residual, output)
         if source is None:
             outputs = None if is_static(x_seq) else ops.pointwise_neurons(x_seq, weight, self.coding, arguments)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from snnzoo.early_exit import ExitRule
 from snnzoo.graph.network import Watch, is_static
-from snnzoo.inference.network import FoldedNetwork, select
+from snnzoo.inference.network import FoldedNetwork
+from snnzoo.ops.spec import select
 
 
 def run_until_sure(

@@ -34,6 +34,7 @@ class Backend:
             is unavailable; None if it does. `gradient` tells whether a backward pass follows.
         forward: `(x_seq, coding, arguments)`, outside autograd.
         backward: `(gradients, x_seq, coding, arguments)`, for codings of the IF family.
+        finds_rows: whether `forward` takes `rows`; else it is given the state of `x_seq`'s images alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Backend:
     refuses: Callable[[Tensor, Coding, Arguments, bool], str | None]
     forward: Callable[[Tensor, Coding, Arguments], NeuronOutput]
     backward: Callable[[Gradients, Tensor, Coding, Arguments], InputGradients]
+    finds_rows: bool = False
 
 
 def _fast(refuses: Callable[[Tensor, Coding, Arguments, bool], str | None]) -> Any:
@@ -109,7 +111,7 @@ def _triton() -> Any:
 
 
 BACKENDS = (
-    Backend("compiled", compiled.unavailable, _fast(compiled.refuses), compiled.forward, cpu.backward),
+    Backend("compiled", compiled.unavailable, _fast(compiled.refuses), compiled.forward, cpu.backward, finds_rows=True),
     Backend("cpu", lambda: None, _fast(cpu.refuses), cpu.forward, cpu.backward),
     Backend(
         "triton",

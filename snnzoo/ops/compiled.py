@@ -34,10 +34,11 @@ class Call(ctypes.Structure):
         ("before", c_void_p * 2),
         *((name, c_void_p) for name in ("sequence", "total")),
         ("after", c_void_p * 2),
-        ("events", c_void_p),
+        *((name, c_void_p) for name in ("events", "rows")),
         *((name, c_int64) for name in ("x_stride", "residual_stride", "sequence_stride")),
         *((name, c_int64) for name in ("time_steps", "elements", "channels", "inner", "biased_steps")),
-        *((name, c_int64) for name in ("position_run", "positions", "forgets", "scaled", "is_int8", "threads")),
+        *((name, c_int64) for name in ("position_run", "positions", "row_elements", "forgets", "scaled")),
+        *((name, c_int64) for name in ("is_int8", "threads")),
     )
 
 
@@ -65,6 +66,8 @@ def refuses(x_seq: Tensor, coding: Coding, arguments: Arguments, gradient: bool)
 def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
     """Return what `ops.multi_step_neuron` does, outside autograd."""
     order = memory_order(x_seq)
+    if arguments.rows is not None and not order.holds_some_of(arguments.state or (), x_seq.dtype):
+        arguments = arguments.of_rows()
     result = order.allocate(x_seq, coding, arguments)
     if arguments.counts_events and order.position_run is not None:
         result = result._replace(events=x_seq.new_zeros((len(x_seq), *x_seq.shape[3:]), dtype=torch.int64))
@@ -112,6 +115,7 @@ def call_of(
             pointers[k] = pointer(order.laid_step(part.detach().to(dtype)))
         for k in range(len(parts), len(pointers)):
             pointers[k] = None
+    call.rows = pointer(None if arguments.state is None else arguments.rows)
     if result.events is not None:
         call.position_run, call.positions = order.position_run, result.events[0].numel()
     return call, held
@@ -157,6 +161,7 @@ def _constant_part(
         elements=order.numel,
         channels=order.channels,
         inner=order.inner,
+        row_elements=order.numel // order.shape[0],
         biased_steps=sum(not bias_is_past(coding, arguments, t) for t in steps),
         forgets=coding.bias_once and arguments.absolute,
         scaled=arguments.scaled,

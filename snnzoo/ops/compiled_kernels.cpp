@@ -49,6 +49,17 @@ void count_events(const Call &call, const T *y, int64_t *events, int64_t start, 
     }
 }
 
+// Calls `copy(place in the states, place in the tile, elements)` for each run of a tile that lies together there.
+template <class Copy>
+void by_rows(const Call &call, int64_t start, int64_t length, const Copy &copy) {
+    if (!call.rows) return copy(start, 0, length);
+    for (int64_t run, done = 0; done < length; done += run) {
+        const int64_t row = (start + done) / call.row_elements, column = (start + done) % call.row_elements;
+        run = std::min(call.row_elements - column, length - done);
+        copy(call.rows[row] * call.row_elements + column, done, run);
+    }
+}
+
 void begin(const Call &call, Tile &tile, int64_t start, int64_t length) {
     const int64_t channel = start % call.channels;
     if (call.inner > 1 || channel != tile.channel) {  // else as in the tile before
@@ -60,7 +71,10 @@ void begin(const Call &call, Tile &tile, int64_t start, int64_t length) {
     std::fill_n(tile.state[1], length, T(0));
     if (call.first) std::copy_n(tile.first, length, tile.state[0]);
     for (int k = 0; k < 2; k++)
-        if (call.before[k]) std::copy_n(call.before[k] + start, length, tile.state[k]);
+        if (call.before[k])
+            by_rows(call, start, length, [&](int64_t from, int64_t to, int64_t run) {
+                std::copy_n(call.before[k] + from, run, tile.state[k] + to);
+            });
 }
 
 // Beside the step's outputs `y`, what else is asked for.
@@ -75,7 +89,10 @@ void keep(const Call &call, Tile &tile, const T *y, int64_t *events, int64_t t, 
 
 void finish(const Call &call, const Tile &tile, int64_t start, int64_t length) {
     for (int k = 0; k < 2; k++)
-        if (call.after[k]) std::copy_n(tile.state[k], length, call.after[k] + start);
+        if (call.after[k])
+            by_rows(call, start, length, [&](int64_t to, int64_t from, int64_t run) {
+                std::copy_n(tile.state[k] + from, run, call.after[k] + to);
+            });
     if (call.total) std::copy_n(tile.total, length, call.total + start);
 }
 

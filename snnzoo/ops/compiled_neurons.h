@@ -27,10 +27,12 @@ struct Call {
     void *sequence;                                      // what is asked for; or null
     T *total, *after[2];
     int64_t *events;                                     // [time_steps, positions], outputs that are not 0; or null
+    const int64_t *rows;                                 // [outer], where in the states; null if these are of so many
     int64_t x_stride, residual_stride, sequence_stride;  // from step to step, in elements
     int64_t time_steps, elements, channels, inner;
     int64_t biased_steps;                                // the bias enters in the first so many
     int64_t position_run, positions;                     // element i is at position i / position_run % positions
+    int64_t row_elements;                                // elements / outer
     int64_t forgets;                                     // whether the first state is 0 before each step
     int64_t scaled, is_int8;                             // is_int8: the sequence, of whole units
     int64_t threads;

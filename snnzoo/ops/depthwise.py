@@ -141,6 +141,8 @@ def _refuses(
         return "neurons that differ"
     if any(a.residual is not None or a.counts_events or a.out_dtype != x_seq.dtype for a in (before, behind)):
         return "a residual, counts of events, or whole units"
+    if any(a.rows is not None for a in (before, behind)):
+        return "the state of more images"
     return next((reason for a in (before, behind) if (reason := _of_one(x_seq, coding, a)) is not None), None)
 
 

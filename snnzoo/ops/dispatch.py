@@ -33,6 +33,7 @@ def multi_step_neuron(
     counts_events: bool = False,
     reuse_state: bool = False,
     memo: Memo | None = None,
+    rows: Tensor | None = None,
 ) -> NeuronOutput:
     """Run one layer of neurons over all T steps.
 
@@ -59,6 +60,8 @@ def multi_step_neuron(
         reuse_state: whether the memory of `state` may become that of the final one. Not for training.
         memo: where an implementation may keep what is the same from call to call: its owner gives it with this coding,
             this activation and these parameters only, which do not change.
+        rows: the places of `x_seq`'s images in `state`, `[N]`, if that is of more. The final state is then that of all,
+            in the same memory; or that of `x_seq`'s alone, in new memory. Not for training.
 
     Returns:
         the outputs and counts asked for, and the final state, in float32 (float64 for float64 input). Gradients
@@ -87,6 +90,7 @@ def multi_step_neuron(
         counts_events,
         reuse_state,
         memo,
+        rows,
     )
     _check(x_seq, coding, arguments)
     result = _run(x_seq, coding, arguments)
@@ -100,6 +104,7 @@ def multi_step_neuron(
 def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
     gradient = _needs_gradient(x_seq, coding, arguments)
     if torch.compiler.is_compiling():
+        arguments = arguments.of_rows()
         forced = backends.forced()
         reason = operator.refuses(coding, arguments, gradient)
         if forced == "reference" or (forced is None and reason is not None):
@@ -108,6 +113,8 @@ def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
             backends.require(forced, reason)
         return operator.call(x_seq, coding, arguments)
     backend = backends.choose(x_seq, coding, arguments, gradient)
+    if not backend.finds_rows:
+        arguments = arguments.of_rows()
     if backend.name == "reference":
         return backend.forward(x_seq, coding, arguments)  # autograd sees each operation
     if gradient:
@@ -131,6 +138,14 @@ def _parameter(value: float | Tensor, x_seq: Tensor) -> float | Tensor:
     return value.expand(x_seq.shape[2]) if x_seq.ndim > 2 else value.item()
 
 
+def _state_fits(x_seq: Tensor, coding: Coding, state: tuple[Tensor, ...], rows: Tensor | None) -> bool:
+    if len(state) != len(coding.state):
+        return False
+    if rows is None:
+        return all(part.shape == x_seq.shape[1:] for part in state)
+    return rows.shape == x_seq.shape[1:2] and all(part.shape[1:] == x_seq.shape[2:] for part in state)
+
+
 def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
     residual, state, out = arguments.residual, arguments.state, arguments.out
     if x_seq.ndim < 2 or len(x_seq) == 0:
@@ -147,7 +162,7 @@ def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
             )
     if residual is not None and residual.shape != x_seq.shape:
         raise ValueError(f"residual has shape {list(residual.shape)}, x_seq {list(x_seq.shape)}: they must be equal")
-    if state is not None and (len(state) != len(coding.state) or any(part.shape != x_seq.shape[1:] for part in state)):
+    if state is not None and not _state_fits(x_seq, coding, state, arguments.rows):
         raise ValueError(
             f"the state of {type(coding).__name__} is {', '.join(coding.state)}, each of shape "
             f"{list(x_seq.shape[1:])}, got {[list(part.shape) for part in state]}"

@@ -101,6 +101,10 @@ class MemoryOrder:
         """A sequence of which a kernel needs no more than the address and `stride(0)`, likewise."""
         return x_seq if self.has(x_seq) else self.flatten(x_seq)
 
+    def holds_some_of(self, state: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
+        """Whether a kernel can go on with some images of a larger state where they are, one after the other."""
+        return self.order[0] == 1 and all(part.dtype == dtype and self.has(part) for part in state)
+
     def _fits(self, out: Tensor) -> bool:
         """Whether `flatten(out)` is a view."""
         steps_apart = len(out) == 1 or abs(out.stride(0)) >= self.numel
@@ -123,6 +127,9 @@ class MemoryOrder:
         """Memory for the final state, if it is asked for: that of the one before, where it may be, or new memory."""
         if not arguments.keep_state:
             return ()
+        if arguments.rows is not None:
+            assert arguments.state is not None
+            return arguments.state
         dtype = state_dtype(x_seq.dtype)
         given = arguments.state or () if arguments.reuse_state else ()
         if given and all(part.dtype == dtype and self._fits(part.unsqueeze(0)) for part in given):

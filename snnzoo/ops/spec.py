@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnzoo.codings import RELU, Activation
 
-__all__ = ["Arguments", "Gradients", "Memo", "NeuronOutput", "count_events", "state_dtype"]
+__all__ = ["Arguments", "Gradients", "Memo", "NeuronOutput", "count_events", "select", "state_dtype"]
 
 MOST_KEPT = 16  # in a `Memo`: steps and shapes of input
 MOST_THRESHOLDS = 100  # of `Differential`: powers of two that are normal numbers in float32
@@ -57,6 +57,12 @@ def count_events(x_seq: Tensor) -> Tensor:
     return (x_seq != 0).sum((1, 2), dtype=torch.int32).long()  # a sum of bools in int64 takes several times as long
 
 
+def select(x: Tensor, chosen: Tensor) -> Tensor:
+    """Return some of `x [N, ...]`, in the memory format that it has."""
+    kept = torch.empty_like(x[: len(chosen)])  # of the format itself: index_select would make it contiguous
+    return torch.index_select(x, 0, chosen, out=kept)
+
+
 class Gradients(NamedTuple):
     """Those of a `NeuronOutput` with one state tensor; None where an output was not used."""
 
@@ -84,6 +90,13 @@ class Arguments:
     counts_events: bool = False
     reuse_state: bool = False
     memo: Memo | None = None
+    rows: Tensor | None = None
+
+    def of_rows(self) -> Arguments:
+        """Return the same with the state of its images alone."""
+        if self.rows is None or self.state is None:
+            return self
+        return replace(self, state=tuple(select(part, self.rows) for part in self.state), rows=None)
 
     @property
     def sequence_scaled(self) -> bool:
