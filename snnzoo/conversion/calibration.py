@@ -193,6 +193,7 @@ class Calibrator:
         *,
         positions: int = SAMPLED_POSITIONS,
         percentile: float = 100.0,
+        fits: int = 1,
         report: Callable[[float, str], None] = lambda cost, where: None,
     ) -> Calibration:
         """Fit every neuron in turn.
@@ -204,6 +205,7 @@ class Calibrator:
             time_steps: T that the network is meant for.
             positions: how many of each channel are sampled, at most.
             percentile: of each channel's activations, for `Site.percentile`.
+            fits: how many times as long as usual `fit` takes, for `report`.
             report: called with the cost of what has been done since, `cost(...)` in all, and where it is.
 
         Raises:
@@ -211,7 +213,7 @@ class Calibrator:
         """
         self.network.use(coding)
         walk = _Walk(self.network, self.constants, self.shapes, coding, time_steps, self.rank)
-        fits = images_that_fit(self.network.graph, self.shapes, _dtype(walk.tensors), len(images), time_steps)
+        room = images_that_fit(self.network.graph, self.shapes, _dtype(walk.tensors), len(images), time_steps)
         batch_size = min(self.batch_size, self._images_at_once(time_steps))
         costs = [self._cost_of(node, time_steps) for node in walk.nodes]
         generator = torch.Generator().manual_seed(self.seed)
@@ -221,8 +223,8 @@ class Calibrator:
         with torch.inference_mode():
             for place, node in enumerate(walk.nodes):
                 where = node.path or node.name
-                while walk.images < fits[node.name]:
-                    joining = images[walk.images : min(walk.images + batch_size, fits[node.name])]
+                while walk.images < room[node.name]:
+                    joining = images[walk.images : min(walk.images + batch_size, room[node.name])]
                     walk.join(joining, place)
                     report(len(joining) * sum(costs[:place]), where)
                 walk.run_ann(node)
@@ -235,7 +237,7 @@ class Calibrator:
                     parameters[node.path] = {name: self.gains[node.path] * value for name, value in chosen.items()}
                     threshold = parameters[node.path]["v_threshold"].median().double()
                     measured.append(torch.stack([threshold, *site.measure(chosen), site.peak.sum().double()]))
-                    report(self._cost_of_fit(node, positions, time_steps), where)
+                    report(fits * self._cost_of_fit(node, positions, time_steps), where)
                 walk.run_network(node)
                 report(walk.images * costs[place], where)
             expected, actual = walk.logits()
@@ -246,11 +248,11 @@ class Calibrator:
             layers.append(SiteReport(path, len(parameters[path]["v_threshold"]), *numbers))
         return Calibration(parameters, gammas, layers, expected, actual)
 
-    def cost(self, images: int, time_steps: int, positions: int = SAMPLED_POSITIONS) -> float:
+    def cost(self, images: int, time_steps: int, positions: int = SAMPLED_POSITIONS, fits: int = 1) -> float:
         """Return what `run` costs, in multiply-accumulates or what takes as long."""
         nodes = [node for node in self.network.graph if node.name not in self.network.graph.behind_readout]
-        fits = sum(self._cost_of_fit(node, positions, time_steps) for node in self.network.graph.neurons)
-        return images * sum(self._cost_of(node, time_steps) for node in nodes) + fits
+        one_fit = sum(self._cost_of_fit(node, positions, time_steps) for node in self.network.graph.neurons)
+        return images * sum(self._cost_of(node, time_steps) for node in nodes) + fits * one_fit
 
     def _images_at_once(self, time_steps: int) -> int:
         graph = self.network.graph

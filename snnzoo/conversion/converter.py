@@ -209,8 +209,11 @@ def _calibrated(
     if trade is not None:
         recipe, fit = replace(recipe, coding=trade.coding, candidates=()), trade.fit
     few = images[:SEARCH_IMAGES]
+    fine = recipe.candidates and recipe.coding.largest_unit >= FINE_LEVELS
+    own = replace(recipe, own_gammas=True) if fine else recipe
     search = USUAL_SEARCHES * calibrator.cost(len(few), time_steps, SEARCH_POSITIONS) if recipe.candidates else 0.0
-    done, limit, total = 0.0, search, search + calibrator.cost(len(images), time_steps)
+    search += calibrator.cost(len(few), time_steps, SEARCH_POSITIONS, own.fits) if fine else 0.0
+    done, limit, total = 0.0, search, search + calibrator.cost(len(images), time_steps, fits=own.fits)
 
     def report(cost: float, where: str) -> None:
         nonlocal done
@@ -219,6 +222,7 @@ def _calibrated(
             progress(round(done), round(total), f"calibrating: {where}")
 
     def calibrated(coding: Coding, fit: Fit, images: Tensor, positions: int) -> Calibration:
+        fits = own.fits if fit == own.fit else 1
         return calibrator.run(
             images,
             coding,
@@ -226,6 +230,7 @@ def _calibrated(
             time_steps,
             positions=positions,
             percentile=recipe.site_percentile,
+            fits=fits,
             report=report,
         )
 
@@ -235,9 +240,8 @@ def _calibrated(
         return fit_extrapolation(coding, found.expected, found.actual)[1]
 
     best = descend(recipe.candidates, recipe.coding, error) if recipe.candidates else recipe.coding
-    if recipe.candidates and best.largest_unit >= FINE_LEVELS:
-        own = replace(recipe, own_gammas=True).fit
-        fit = own if error(best, own) < error(best) else fit
+    if fine and error(best, own.fit) < error(best):
+        fit = own.fit
     done, limit = search, total
     found = calibrated(best, fit, images, SAMPLED_POSITIONS)
     report(total, "readout")

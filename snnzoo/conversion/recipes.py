@@ -86,6 +86,11 @@ class Recipe:
             raise UsageError(f"tolerance must be percentage points in [0, 100), got {self.tolerance}")
 
     @property
+    def fits(self) -> int:
+        """How many neurons `fit` fits for one site."""
+        return len(OWN_GAMMAS) if self.own_gammas else 1
+
+    @property
     def site_percentile(self) -> float:
         """The percentile of activations that `fit` looks at, as `Site.percentile`."""
         return self.percentile if self.threshold == "percentile" else 100.0
