@@ -32,6 +32,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     "delta, K=3": ({"levels": 3}, 4),
     "ternary: delta, K=1, for T=8": ({"levels": 1}, 8),
     "ternary: delta, K=1, for T=16": ({"levels": 1}, 16),
+    "ternary: delta, K=1, for T=32": ({"levels": 1}, 32),
 }
 
 
