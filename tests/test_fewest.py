@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import snnzoo
+from snnzoo import ops
 from snnzoo.conversion import fewest
 from snnzoo.conversion.ann import capture_ann
 from snnzoo.conversion.calibration import Site
@@ -73,6 +74,39 @@ def test_a_dearer_event_is_sent_less_often():
     assert events[-1] < events[0] / 2
 
 
+def test_neurons_are_the_deeper_the_more_are_before_them_on_any_way():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
+
+        def forward(self, x):
+            first = self.convs[0](x).relu()
+            longer = self.convs[2](self.convs[1](first).relu())
+            return self.convs[3]((first + longer).relu()).relu().mean((2, 3))
+
+    graph = capture_ann(Residual().eval(), IMAGES).graph
+    assert list(fewest.depths_of(graph).values()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    alone = capture_ann(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), IMAGES).graph
+    assert list(fewest.depths_of(alone).values()) == [0]
+
+
+def test_a_delayed_neuron_sends_nothing_until_its_turn():
+    """The widest threshold that is tried, 8 times the largest activation, is theirs from the delay on."""
+    recipe = make_recipe("delta", levels=1, gamma=0.5)
+    settings = fewest.Settings(recipe.coding, delay=4)
+    assert [settings.later(depth) for depth in (0, 0.5, 1)] == [1, 4, 16]
+    assert fewest.Settings(make_recipe("signed").coding, delay=4).later(1) == 1  # it knows no gamma
+    target = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    site = Site("a", recipe.coding, nn_relu(), target.expand(10, -1, -1), target, target.amax(0), target.amax(0))
+    prices = fewest.Prices({"a": torch.ones(3)}, {"a": 1.0}, 1.0)
+    for depth, first in ((0, 0), (1, 2)):  # 0.19 times the largest times 2^4 is more than 2 of its steps too wide
+        theta = prices.threshold(site, 1e-4, settings.later(depth))
+        result = ops.multi_step_neuron(site.x_seq, recipe.coding, v_threshold=theta, absolute=True)
+        assert result.sequence[:first].count_nonzero() == 0
+        assert result.sequence[first:].count_nonzero() > 0
+
+
 def nn_relu():
     from snnzoo.codings import RELU
 
@@ -101,7 +135,7 @@ def test_the_multiplier_is_the_largest_within_the_tolerance(within):
         tried.append(place)
         return fewest.replace(trade, agreement=100.0 if place <= within else 50.0)
 
-    start = fewest.Fewest(make_recipe("delta", minimise="events"), None, None)
+    start = fewest.Fewest(make_recipe("delta", minimise="events"), None, None, {})
     found = fewest._largest_within(start, judged)
     assert fewest.MULTIPLIERS.index(found.multiplier) == max(within, 0)
     assert found.within == (within >= 0)

@@ -2,16 +2,22 @@
 
 An error costs what it changes the logits by: its square times the squared slope of the logits, over their spread. An
 event costs the synaptic operations that it sets off, over those of the ANN, times one multiplier. Each channel takes
-the threshold that costs least, and the network the gamma and the dead zone; the multiplier is the largest whose network
-still agrees with the ANN on images held back (rate against distortion, as in H. Everett 1963, Operations Research
-11:399, "Generalized Lagrange multiplier method").
+the threshold that costs least; the multiplier is the largest whose network still agrees with the ANN on images held
+back (rate against distortion, as in H. Everett 1963, Operations Research 11:399, "Generalized Lagrange multiplier
+method").
+
+Errors grow on their way, so that an operation saved costs a network far more than its neurons reckon one by one: what
+it does cost is measured, and at that price the network takes the gamma, the dead zone and the delay of all neurons.
+
+A neuron that sends before what reaches it has settled has to take much of it back. So neurons begin the later, the
+deeper they are: with thresholds larger by so many steps of gamma, nothing is sent before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,21 +29,35 @@ from snnzoo.conversion.inputs import ann_input
 from snnzoo.conversion.operations import Operations
 from snnzoo.conversion.recipes import Recipe, Trade, calibrated_network, capped, descend, fit_extrapolation
 from snnzoo.errors import UsageError
+from snnzoo.graph.graph import Graph
 from snnzoo.graph.network import Ann
 from snnzoo.graph.operations import INPUT
 from snnzoo.graph.run import run_node
 from snnzoo.progress import Progress
 
 MULTIPLIERS = tuple(2.0 ** -(k / 2) for k in range(28, -3, -1))
-FIRST_MULTIPLIER = 2.0**-5
+FIRST_MULTIPLIER = 2.0**-8
 GAMMAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 DEAD_ZONES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 USUAL_DEAD_ZONE = 0.7
+DELAYS = (0, 2, 4, 6, 8, 10, 12, 16, 20, 24)  # in steps, as far as there are twice as many
 ROUNDS = 2  # of choosing the coding, then the multiplier
 FRACTIONS = tuple(8 * 0.85**i for i in range(24))  # of the largest activation: from 8, which skips steps, down to 0.19
 FEW_IMAGES, FEW_POSITIONS = 32, 512  # on which codings are compared
 MORE_IMAGES, MORE_POSITIONS = 64, 2048  # on which a network is fitted that is judged
 SLOPE_IMAGES, DIRECTIONS = 32, 4  # for the slopes of the logits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all neurons have in common: the coding, and by how many steps the deepest ones begin later."""
+
+    coding: Coding
+    delay: int = 0
+
+    def later(self, depth: float) -> float:
+        """Return what a threshold is multiplied with at a depth from 0 to 1."""
+        return self.coding.gamma ** (-self.delay * depth) if isinstance(self.coding, Delta) else 1.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +76,9 @@ class Prices:
     events: Mapping[str, float]
     spread: float
 
-    def threshold(self, site: Site, multiplier: float) -> Tensor:
-        """Return the threshold of each channel that costs least, `[C]`."""
-        tried = torch.tensor(FRACTIONS, dtype=site.peak.dtype).to(site.peak.device).unsqueeze(1)
+    def threshold(self, site: Site, multiplier: float, later: float = 1.0) -> Tensor:
+        """Return the threshold of each channel that costs least, `[C]`; of those tried, times `later`."""
+        tried = later * torch.tensor(FRACTIONS, dtype=site.peak.dtype).to(site.peak.device).unsqueeze(1)
         thresholds = capped(site, tried * site.peak / site.coding.span(1))
         errors, events = site.errors_and_events(thresholds)
         costs = self.errors[site.name] * errors + multiplier * self.events[site.name] * events
@@ -67,15 +87,29 @@ class Prices:
 
 @dataclass(frozen=True)
 class Fewest(Trade):
-    """What was found: the coding, the multiplier, and how the network made of them agrees with its ANN."""
+    """What was found: the coding, the delay, the multiplier, and how the network made of them agrees with its ANN.
+
+    `depths` are those of sites, by their paths (`depths_of`).
+    """
 
     prices: Prices
+    depths: Mapping[str, float]
     multiplier: float = FIRST_MULTIPLIER
+    delay: int = 0
     name: ClassVar[str] = "fewest"
-    kept: ClassVar[tuple[str, ...]] = ("multiplier",)
+    kept: ClassVar[tuple[str, ...]] = ("multiplier", "delay")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.coding, self.delay)
+
+    def with_settings(self, settings: Settings) -> Fewest:
+        """Return the same trade by other settings."""
+        return replace(self, coding=settings.coding, delay=settings.delay)
 
     def fit(self, site: Site) -> dict[str, Tensor]:
-        return self.recipe.with_threshold(site, self.prices.threshold(site, self.multiplier))
+        later = self.settings.later(self.depths[site.name])
+        return self.recipe.with_threshold(site, self.prices.threshold(site, self.multiplier, later))
 
 
 def fewest_events(
@@ -88,7 +122,7 @@ def fewest_events(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fewest:
-    """Return the coding and the multiplier of the fewest operations within the recipe's tolerance.
+    """Return the coding, the delay and the multiplier of the fewest operations within the recipe's tolerance.
 
     Args:
         images: `[N, C, H, W]`, N >= 2, or frames `[N, T, C, H, W]`: a network is fitted on some, and judged on others.
@@ -106,20 +140,21 @@ def fewest_events(
     fitted = images[: min(MORE_IMAGES, len(images) // 2)]
     judge = Judge(ann, images[len(fitted) :], recipe.tolerance, batch_size)
     prices = _prices(ann, calibrator, ann_input(fitted[:SLOPE_IMAGES]), operations, seed)
-    best = Fewest(recipe, _start(recipe), prices, held_back=len(images) - len(fitted))
+    best = Fewest(recipe, _start(recipe), prices, depths_of(ann.graph), held_back=len(images) - len(fitted))
     done = 0
 
     def calibrated(trade: Fewest, images: Tensor, positions: int) -> Calibration:
         nonlocal done
         if progress:
-            progress(min(done, 39), 40, f"fewest events: {trade.coding}")
+            progress(min(done, 49), 50, f"fewest events: {trade.coding}")
         done += 1
         return calibrator.run(images, trade.coding, trade.fit, time_steps, positions=positions)
 
-    def cost(coding: Coding) -> float:
-        found = calibrated(replace(best, coding=coding), fitted[:FEW_IMAGES], FEW_POSITIONS)
-        error = fit_extrapolation(coding, found.expected, found.actual)[1] * found.expected.shape[1] / prices.spread
-        return error + best.multiplier * operations.synaptic(found.layers, time_steps) / operations.dense
+    def error_and_operations(trade: Fewest) -> tuple[float, float]:
+        found = calibrated(trade, fitted[:FEW_IMAGES], FEW_POSITIONS)
+        lacking = fit_extrapolation(trade.coding, found.expected, found.actual)[1]
+        error = lacking * found.expected.shape[1] / prices.spread
+        return error, operations.synaptic(found.layers, time_steps) / operations.dense
 
     def judged(trade: Fewest) -> Fewest:
         found = calibrated(trade, fitted, MORE_POSITIONS)
@@ -127,13 +162,26 @@ def fewest_events(
         return replace(trade, agreement=agreement if close else 0.0)
 
     for _ in range(ROUNDS):
-        for candidates in _lines(recipe):
-            codings = candidates(best.coding)
-            best = replace(best, coding=descend(codings, best.coding, cost)) if len(codings) > 1 else best
+        price = _price_of_operations(best, error_and_operations)
+
+        def cost(settings: Settings, price: float = price) -> float:
+            error, share = error_and_operations(best.with_settings(settings))
+            return error + price * share
+
+        for candidates in _lines(recipe, time_steps):
+            best = best.with_settings(descend(candidates(best.settings), best.settings, cost))
         best = _largest_within(best, judged)
     if progress:
-        progress(40, 40, "fewest events: done")
+        progress(50, 50, "fewest events: done")
     return best
+
+
+def _price_of_operations(trade: Fewest, error_and_operations: Callable[[Fewest], tuple[float, float]]) -> float:
+    """What a network's error grows by for each of the ANN's operations that a larger multiplier saves; at least that."""
+    around = (replace(trade, multiplier=factor * trade.multiplier) for factor in (0.5, 2.0))
+    (error, operations), (more_error, fewer_operations) = map(error_and_operations, around)
+    saved = operations - fewer_operations
+    return max(trade.multiplier, (more_error - error) / saved) if saved > 0 else trade.multiplier
 
 
 def _largest_within(trade: Fewest, judged: Callable[[Fewest], Fewest]) -> Fewest:
@@ -164,16 +212,31 @@ def _start(recipe: Recipe) -> Coding:
     return coding if keeps else replace(coding, dead_zone=USUAL_DEAD_ZONE)  # type: ignore[call-arg]
 
 
-def _lines(recipe: Recipe) -> Sequence[Callable[[Any], list[Coding]]]:
-    """Settings of the coding that are free: for each, the candidates through a coding."""
+def _lines(recipe: Recipe, time_steps: int) -> Sequence[Callable[[Settings], list[Settings]]]:
+    """Settings that are free: for each, the candidates through those given."""
     if not isinstance(recipe.coding, Delta):
         return ()
-    lines: list[Callable[[Any], list[Coding]]] = []
+
+    def of_coding(name: str, values: Sequence[float]) -> Callable[[Settings], list[Settings]]:
+        return lambda given: [replace(given, coding=replace(given.coding, **{name: value})) for value in values]
+
+    delays = [delay for delay in DELAYS if 2 * delay <= time_steps]
+    lines = [lambda given: [replace(given, delay=delay) for delay in delays]] if len(delays) > 1 else []
     if recipe.candidates:
-        lines.append(lambda coding: [replace(coding, gamma=gamma) for gamma in GAMMAS])
+        lines.append(of_coding("gamma", GAMMAS))
     if recipe.coding.dead_zone == 0.5:
-        lines.append(lambda coding: [replace(coding, dead_zone=dead_zone) for dead_zone in DEAD_ZONES])
+        lines.append(of_coding("dead_zone", DEAD_ZONES))
     return lines
+
+
+def depths_of(graph: Graph) -> dict[str, float]:
+    """Return how deep each neuron is, by its path: those before it on the longest way, from 0 to 1 for the deepest."""
+    before: dict[str, int] = {INPUT: 0}
+    sites = {node.name for node in graph.neurons}
+    for node in graph:
+        before[node.name] = max((before[name] for name in node.inputs), default=0) + (node.name in sites)
+    deepest = max(before.values())
+    return {node.path: (before[node.name] - 1) / max(1, deepest - 1) for node in graph.neurons}
 
 
 def _prices(ann: Ann, calibrator: Calibrator, images: Tensor, operations: Operations, seed: int) -> Prices:
