@@ -141,7 +141,7 @@ def fewest_events(
     judge = Judge(ann, images[len(fitted) :], recipe.tolerance, batch_size)
     prices = _prices(ann, calibrator, ann_input(fitted[:SLOPE_IMAGES]), operations, seed)
     best = Fewest(recipe, _start(recipe), prices, depths_of(ann.graph), held_back=len(images) - len(fitted))
-    done = 0
+    done, price = 0, 0.0
 
     def calibrated(trade: Fewest, images: Tensor, positions: int) -> Calibration:
         nonlocal done
@@ -156,6 +156,10 @@ def fewest_events(
         error = lacking * found.expected.shape[1] / prices.spread
         return error, operations.synaptic(found.layers, time_steps) / operations.dense
 
+    def cost(settings: Settings) -> float:
+        error, share = error_and_operations(best.with_settings(settings))
+        return error + price * share
+
     def judged(trade: Fewest) -> Fewest:
         found = calibrated(trade, fitted, MORE_POSITIONS)
         agreement, close = judge.agreement(calibrated_network(ann, trade.coding, found), time_steps)
@@ -163,11 +167,6 @@ def fewest_events(
 
     for _ in range(ROUNDS):
         price = _price_of_operations(best, error_and_operations)
-
-        def cost(settings: Settings, price: float = price) -> float:
-            error, share = error_and_operations(best.with_settings(settings))
-            return error + price * share
-
         for candidates in _lines(recipe, time_steps):
             best = best.with_settings(descend(candidates(best.settings), best.settings, cost))
         best = _largest_within(best, judged)
@@ -177,7 +176,7 @@ def fewest_events(
 
 
 def _price_of_operations(trade: Fewest, error_and_operations: Callable[[Fewest], tuple[float, float]]) -> float:
-    """What a network's error grows by for each of the ANN's operations that a larger multiplier saves; at least that."""
+    """By how much a network's error grows for what a larger multiplier saves of all operations; at least that."""
     around = (replace(trade, multiplier=factor * trade.multiplier) for factor in (0.5, 2.0))
     (error, operations), (more_error, fewer_operations) = map(error_and_operations, around)
     saved = operations - fewer_operations
