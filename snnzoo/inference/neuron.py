@@ -95,13 +95,16 @@ class FoldedNeuron(nn.Module):
 
     def select(self, chosen: Tensor) -> None:
         """Go on with some images only: their places in the batch, `[n]`. On a CPU their state stays where it is."""
+        if self.state is None:
+            return
         self.rows = chosen if self.rows is None else self.rows[chosen]
         if chosen.device.type != "cpu":
             self._move_together()
 
     def _move_together(self) -> None:
-        if self.rows is not None and self.state is not None:
-            self.state, self.rows = tuple(select(part, self.rows) for part in self.state), None
+        rows = self.rows
+        if rows is not None and self.state is not None:
+            self.state, self.rows = tuple(select(part, rows) for part in self.state), None
 
     def forward(
         self,
