@@ -97,14 +97,10 @@ class FoldedNeuron(nn.Module):
         """Go on with some images only: their places in the batch, `[n]`. On a CPU their state stays where it is."""
         if self.state is None:
             return
-        self.rows = chosen if self.rows is None else self.rows[chosen]
-        if chosen.device.type != "cpu":
-            self._move_together()
-
-    def _move_together(self) -> None:
-        rows = self.rows
-        if rows is not None and self.state is not None:
-            self.state, self.rows = tuple(select(part, rows) for part in self.state), None
+        if chosen.device.type == "cpu":
+            self.rows = chosen if self.rows is None else self.rows[chosen]
+        else:
+            self.state = tuple(select(part, chosen) for part in self.state)
 
     def forward(
         self,
@@ -164,9 +160,6 @@ class FoldedNeuron(nn.Module):
         weight, source = convolution.weight, convolution.source
         if any(neuron is not None and (neuron.sends_counts or neuron.counts_events) for neuron in (self, source)):
             return None
-        for neuron in (self, source):
-            if neuron is not None:
-                neuron._move_together()
         arguments = self._arguments(x_seq, residual, output)
         if source is None:
             outputs = None if is_static(x_seq) else ops.pointwise_neurons(x_seq, weight, self.coding, arguments)
@@ -205,6 +198,7 @@ class FoldedNeuron(nn.Module):
             self.absolute,
             reuse_state=True,
             memo=self._memo(),
+            rows=self.rows,
         )
 
     def _memo(self) -> Memo:

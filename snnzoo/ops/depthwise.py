@@ -60,6 +60,7 @@ def depthwise_neurons(
     library = _library(x_seq.dtype)
     if library is None:
         return None
+    before, behind = before.of_rows(), behind.of_rows()
     batch, memo = x_seq.shape[1], Memo() if behind.memo is None else behind.memo
     shape = (len(x_seq), batch, len(weight), *x_seq.shape[3:])
     at_once = max(1, KEPT_BYTES * batch // (math.prod(shape) * x_seq.element_size())) if first else batch
@@ -141,8 +142,6 @@ def _refuses(
         return "neurons that differ"
     if any(a.residual is not None or a.counts_events or a.out_dtype != x_seq.dtype for a in (before, behind)):
         return "a residual, counts of events, or whole units"
-    if any(a.rows is not None for a in (before, behind)):
-        return "the state of more images"
     return next((reason for a in (before, behind) if (reason := _of_one(x_seq, coding, a)) is not None), None)
 
 
