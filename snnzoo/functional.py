@@ -7,6 +7,7 @@ single-step module over time. Both wrap the *forward* of modules, so that no sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,13 @@ _ALWAYS_DETERMINISTIC = {
 
 def reset_net(net: nn.Module) -> None:
     """Reset every module of `net` that has state: the next step is t = 0."""
-    for module in net.modules():
-        reset = getattr(module, "reset", None)
-        if callable(reset):
-            reset()
+    for module in stateful(net):
+        module.reset()
+
+
+def stateful(net: nn.Module) -> list[Any]:
+    """Return the modules of `net` that can be reset."""
+    return [module for module in net.modules() if callable(getattr(module, "reset", None))]
 
 
 def set_step_mode(

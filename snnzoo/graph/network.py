@@ -10,6 +10,7 @@ static image's are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -187,6 +188,7 @@ class SpikingNetwork(GraphModule, StepModule):
         self._sums, self._changes = nn.ModuleDict(), nn.ModuleDict()  # by node, and by its input
         for node in graph:
             self._remember(node)
+        self._sends_changes = frozenset(self._changes)
 
     def _remember(self, node: Node) -> None:
         """Make the memory that a node needs on changes."""
@@ -306,7 +308,7 @@ class SpikingNetwork(GraphModule, StepModule):
             return self._stepwise(self.neuron(node.path), inputs[0])
         if self.coding is None:
             return node_each_step(node, tensors, inputs)
-        if _key(node.name) in self._changes:
+        if _key(node.name) in self._sends_changes:
             return self._nonlinear(node, inputs)
         if node.name in self.graph.before_neurons:
             return node_each_step(node, tensors, inputs)
@@ -316,24 +318,26 @@ class SpikingNetwork(GraphModule, StepModule):
 
     def _linear_in_changes(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
         """The constant part enters at t = 0 alone."""
-        row = node.row
-        parameters = {role: tensors[key] for role, key in node.parameters.items()}
-        linear = row.without_constant(parameters, node.settings)
+        linear = self._linear_part(node, tensors)
         changes = [self._change_of(node, name, x) for name, x in zip(node.inputs, inputs, strict=True)]
-        if linear is None:  # nothing but a constant: a shift
-            y_seq = changes[0]
-        else:
-            y_seq = each_step(lambda *x: row.run(*x, **linear, **node.settings), changes)
-        constant = row.constant(parameters, node.settings, y_seq.ndim - 1) if self._t == 0 else None
+        y_seq = changes[0] if linear is None else each_step(linear, changes)
+        if self._t > 0:
+            return y_seq
+        constant = node.row.constant(_parameters(node, tensors), node.settings, y_seq.ndim - 1)
         if constant is not None:
             y_seq = y_seq.clone()  # in its memory format, which a join would lose
             y_seq[0] += constant
         return y_seq
 
+    def _linear_part(self, node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Tensor] | None:
+        """What a linear node does without its constant; None if it is nothing but that: a shift."""
+        parameters = node.row.without_constant(_parameters(node, tensors), node.settings)
+        return None if parameters is None else partial(node.row.run, **parameters, **node.settings)
+
     def _change_of(self, node: Node, name: str, x_seq: Tensor) -> Tensor:
         """What an input changes by; of values before all neurons, that has to be found."""
         key = _key(node.name, name)
-        return self._changes[key](x_seq) if key in self._changes else x_seq  # type: ignore[no-any-return]
+        return self._changes[key](x_seq) if key in self._sends_changes else x_seq  # type: ignore[no-any-return]
 
     def _nonlinear(self, node: Node, inputs: list[Tensor]) -> Tensor:
         """What the inputs add up to goes in; the change of what comes out is sent."""
@@ -386,5 +390,10 @@ def each_step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
     return function(*(x.flatten(0, 1) for x in inputs)).unflatten(0, (time_steps, batch))
 
 
+def _parameters(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {role: tensors[key] for role, key in node.parameters.items()}
+
+
+@lru_cache(maxsize=4096)
 def _key(*names: str) -> str:
     return "/".join(names).replace(".", "/")

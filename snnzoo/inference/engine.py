@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
-from snnzoo.functional import reset_net
+from snnzoo.functional import stateful
 from snnzoo.graph.network import SpikingNetwork, Watch
 from snnzoo.graph.shapes import value_shapes
 from snnzoo.graph.trained import as_graph
@@ -115,7 +115,8 @@ class InferenceNetwork:
     ) -> None:
         self.network, self.dtype, self.device, self.memory_format = network, dtype, device, memory_format
         self._graphs = graphs
-        self._neurons = [module for module in network.modules() if isinstance(module, FoldedNeuron)]
+        self._stateful = stateful(network)
+        self._neurons = [module for module in self._stateful if isinstance(module, FoldedNeuron)]
 
     def __call__(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
         """`[T, N, C, H, W] -> [T, N, classes]`: the logits of the network, after each step.
@@ -240,9 +241,11 @@ class InferenceNetwork:
         return images.contiguous(memory_format=self.memory_format) if images.ndim == 4 else images
 
     def _reset(self, *, keeps_state: bool) -> None:
-        reset_net(self.network)
+        for module in self._stateful:
+            module.reset()
         for neuron in self._neurons:
-            neuron.keeps_state = keeps_state
+            if neuron.keeps_state != keeps_state:  # a module takes a while to be given something
+                neuron.keeps_state = keeps_state
 
     def _after_each_step(self, x_seq: Tensor, watch: Watch | None = None) -> Tensor:
         return torch.cat([self.network.run(piece, watch) for piece in x_seq.split(STEPS_AT_ONCE)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ class FoldedNetwork(SpikingNetwork):
     Raises:
         UsageError: for a neuron that has no folded form.
     """
+
+    _found: dict[str, Tensor] | None  # what `tensors` has found, until one is planted or moved
+    _linear: dict[str, Callable[..., Tensor] | None]  # by node, what `_linear_part` has made of that
 
     def __init__(self, net: SpikingNetwork) -> None:
         folded = fold(net)
@@ -60,6 +63,27 @@ class FoldedNetwork(SpikingNetwork):
 
     def neuron(self, path: str) -> Any:
         return self._neurons[path]
+
+    def plant(self, name: str, value: Tensor | nn.Module) -> None:
+        self._forget_tensors()
+        super().plant(name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._forget_tensors()
+        return super()._apply(fn, recurse)
+
+    def _forget_tensors(self) -> None:
+        self._found, self._linear = None, {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self._found is None:  # they are looked at for each run of a few steps
+            self._found = super().tensors()
+        return self._found
+
+    def _linear_part(self, node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Tensor] | None:
+        if node.name not in self._linear:
+            self._linear[node.name] = super()._linear_part(node, tensors)
+        return self._linear[node.name]
 
     def replace(self, node: Node, module: nn.Module) -> None:
         """Let a stateless module do what a node does."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
+from collections.abc import Sequence
 from ctypes import c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
 
@@ -74,13 +76,13 @@ def forward(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput
     if order.numel > 0:
         library = _library(x_seq.dtype)
         assert library is not None
-        x = order.laid(x_seq.detach())
-        call, held = call_of(x, order, coding, arguments, result)
+        call, held = call_of(order.laid(x_seq), order, coding, arguments, result)
         library.snnzoo_multi_step_neuron(ctypes.byref(call))
         del held
     return result
 
 
+@functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return compiler.load(SOURCE, f"-DSNNZOO_DTYPE={NAMES[dtype]}")
 
@@ -94,44 +96,47 @@ def call_of(
         x: the input in this order, `[T, elements]` or of any other shape: its address and `stride(0)` are taken.
         order: of the result.
     """
-    dtype, memo = x.dtype, Memo() if arguments.memo is None else arguments.memo
-    settings = x.shape[0], dtype, order, arguments.t, arguments.state is None, torch.get_num_threads()
+    dtype, elements, memo = x.dtype, order.numel, Memo() if arguments.memo is None else arguments.memo
+    settings = x.shape[0], dtype, order.channels, order.inner, arguments.t, arguments.state is None
     call, constants = memo.keep((*settings, arguments.out_dtype), lambda: _constant_part(*settings, coding, arguments))
-    held: list[object] = [x, constants]
-
-    def pointer(value: Tensor | None) -> int | None:
-        held.append(value)
-        return None if value is None else value.data_ptr()
-
-    residual = None if arguments.residual is None else order.laid(arguments.residual.detach().to(dtype))
+    call.elements, call.row_elements = elements, elements // order.shape[0]
+    call.threads = min(torch.get_num_threads(), 1 + x.shape[0] * elements // WORK_OF_A_THREAD)
+    residual = None if arguments.residual is None else order.laid(_cast(arguments.residual, dtype))
     sequence = None if result.sequence is None else order.laid(result.sequence)
-    states = (arguments.state or (), call.before), (result.state, call.after)
+    before = [order.laid_step(_cast(part, dtype)) for part in arguments.state or ()]
+    rows = None if arguments.state is None else arguments.rows
     call.x, call.x_stride = x.data_ptr(), x.stride(0)
-    call.residual, call.residual_stride = pointer(residual), 0 if residual is None else residual.stride(0)
-    call.sequence, call.sequence_stride = pointer(sequence), 0 if sequence is None else sequence.stride(0)
-    call.total, call.events = pointer(result.total), pointer(result.events)
-    for parts, pointers in states:
-        for k, part in enumerate(parts):
-            pointers[k] = pointer(order.laid_step(part.detach().to(dtype)))
-        for k in range(len(parts), len(pointers)):
-            pointers[k] = None
-    call.rows = pointer(None if arguments.state is None else arguments.rows)
+    call.residual, call.residual_stride = (None, 0) if residual is None else (residual.data_ptr(), residual.stride(0))
+    call.sequence, call.sequence_stride = (None, 0) if sequence is None else (sequence.data_ptr(), sequence.stride(0))
+    call.total = None if result.total is None else result.total.data_ptr()
+    call.before[:] = _addresses(before)
+    call.after[:] = _addresses(result.state)
+    call.rows = None if rows is None else rows.data_ptr()
+    call.events = None if result.events is None else result.events.data_ptr()
     if result.events is not None:
         call.position_run, call.positions = order.position_run, result.events[0].numel()
-    return call, held
+    return call, [x, constants, residual, sequence, before, rows]
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # which looks at its arguments for longer
+
+
+def _addresses(parts: Sequence[Tensor]) -> tuple[int | None, int | None]:
+    return parts[0].data_ptr() if parts else None, parts[1].data_ptr() if len(parts) > 1 else None
 
 
 def _constant_part(
     time_steps: int,
     dtype: torch.dtype,
-    order: MemoryOrder,
+    channels: int,
+    inner: int,
     start: int,
     is_new: bool,
-    threads: int,
     coding: Coding,
     arguments: Arguments,
 ) -> tuple[Call, list[object]]:
-    """Return the part of a call that is the same for all inputs of a shape, and what it points at."""
+    """Return the part of a call that is the same for any number of images, and what it points at."""
     held: list[object] = []
     steps = range(start, start + time_steps)
 
@@ -141,7 +146,7 @@ def _constant_part(
         return ctypes.addressof(array)
 
     def of_channels(value: float | Tensor) -> int:
-        values = torch.as_tensor(value, dtype=dtype).detach().expand(order.channels).contiguous()
+        values = torch.as_tensor(value, dtype=dtype).detach().expand(channels).contiguous()
         held.append(values)
         return values.data_ptr()
 
@@ -158,15 +163,12 @@ def _constant_part(
         bias=of_channels(arguments.bias),
         first=of_channels(coding.initial(theta)) if is_new else None,
         time_steps=time_steps,
-        elements=order.numel,
-        channels=order.channels,
-        inner=order.inner,
-        row_elements=order.numel // order.shape[0],
+        channels=channels,
+        inner=inner,
         biased_steps=sum(not bias_is_past(coding, arguments, t) for t in steps),
         forgets=coding.bias_once and arguments.absolute,
         scaled=arguments.scaled,
         is_int8=arguments.out_dtype == torch.int8,
-        threads=min(threads, 1 + time_steps * order.numel // WORK_OF_A_THREAD),
     )
     return call, held
 

@@ -119,6 +119,8 @@ def _run(x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
         return backend.forward(x_seq, coding, arguments)  # autograd sees each operation
     if gradient:
         return autograd.run(backend, x_seq, coding, arguments)
+    if not torch.is_grad_enabled():  # a context is not free
+        return backend.forward(x_seq, coding, arguments)
     with torch.no_grad():
         return backend.forward(x_seq, coding, arguments)
 
@@ -148,7 +150,7 @@ def _state_fits(x_seq: Tensor, coding: Coding, state: tuple[Tensor, ...], rows: 
 
 def _check(x_seq: Tensor, coding: Coding, arguments: Arguments) -> None:
     residual, state, out = arguments.residual, arguments.state, arguments.out
-    if x_seq.ndim < 2 or len(x_seq) == 0:
+    if x_seq.ndim < 2 or x_seq.shape[0] == 0:  # a tensor takes a while to tell its len
         raise ValueError(f"x_seq must have the shape [T, N, ...] with T >= 1, got {list(x_seq.shape)}")
     if arguments.output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {arguments.output!r}")

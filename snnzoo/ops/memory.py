@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snnzoo.codings import Coding
 from snnzoo.ops.spec import Arguments, NeuronOutput, state_dtype
@@ -107,8 +107,12 @@ class MemoryOrder:
 
     def _fits(self, out: Tensor) -> bool:
         """Whether `flatten(out)` is a view."""
-        steps_apart = len(out) == 1 or abs(out.stride(0)) >= self.numel
-        return steps_apart and (self.has(out) or out[0].permute([d - 1 for d in self.order]).is_contiguous())
+        steps_apart = out.shape[0] == 1 or abs(out.stride(0)) >= self.numel
+        return steps_apart and (self.has(out) or self._fits_step(out[0]))
+
+    def _fits_step(self, step: Tensor) -> bool:
+        """Whether `flatten_step(step)` is a view."""
+        return self.has(step) or step.permute([d - 1 for d in self.order]).is_contiguous()
 
     def allocate(self, x_seq: Tensor, coding: Coding, arguments: Arguments) -> NeuronOutput:
         """Memory for what is asked for: `arguments.out`, where it has this order, and new memory."""
@@ -118,7 +122,7 @@ class MemoryOrder:
             if out is not None and self._fits(out):
                 sequence = out
             else:
-                sequence = self.empty(x_seq, arguments.out_dtype, len(x_seq))
+                sequence = self.empty(x_seq, arguments.out_dtype, x_seq.shape[0])
         if arguments.output != "sequence":
             total = self.empty(x_seq, x_seq.dtype)
         return NeuronOutput(sequence, total, self.allocate_state(x_seq, coding, arguments))
@@ -132,7 +136,7 @@ class MemoryOrder:
             return arguments.state
         dtype = state_dtype(x_seq.dtype)
         given = arguments.state or () if arguments.reuse_state else ()
-        if given and all(part.dtype == dtype and self._fits(part.unsqueeze(0)) for part in given):
+        if given and all(part.dtype == dtype and self._fits_step(part) for part in given):
             return given
         return tuple(self.empty(x_seq, dtype) for _ in coding.state)
 
@@ -148,10 +152,9 @@ class MemoryOrder:
 
 def memory_order(x_seq: Tensor) -> MemoryOrder:
     """Return that of `x_seq [T, N, ...]` where its steps are dense, else contiguous."""
-    shape, strides = tuple(x_seq.shape), x_seq.stride()
-    if all(type(n) is int for n in (*shape, *strides)):  # not symbols of torch.compile
-        return _known_order(shape, strides)
-    return _order(shape, strides)
+    shape, strides = x_seq.shape, x_seq.stride()
+    # sizes of other classes may be symbols of torch.compile
+    return (_known_order if type(x_seq) in (Tensor, nn.Parameter) else _order)(shape, strides)
 
 
 def _order(shape: tuple[int, ...], strides: tuple[int, ...]) -> MemoryOrder:

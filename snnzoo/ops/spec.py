@@ -71,9 +71,12 @@ class Gradients(NamedTuple):
     state: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes as long to make as a small layer takes to run
 class Arguments:
-    """Those of `ops.multi_step_neuron` beside `x_seq` and the coding, as implementations get them: checked."""
+    """Those of `ops.multi_step_neuron` beside `x_seq` and the coding, as implementations get them: checked.
+
+    Nobody changes them: `dataclasses.replace` makes others.
+    """
 
     v_threshold: float | Tensor
     bias: float | Tensor
