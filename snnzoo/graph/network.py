@@ -10,7 +10,7 @@ static image's are computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from snnzoo.codings import Coding
 from snnzoo.errors import SnnzooError
 from snnzoo.graph.graph import Graph, Node
 from snnzoo.graph.operations import INPUT
-from snnzoo.graph.run import run_graph, run_node
+from snnzoo.graph.run import parameters_of, run_graph, run_node
 from snnzoo.graph.shapes import value_shapes
 from snnzoo.layer import Readout
 
@@ -318,21 +318,19 @@ class SpikingNetwork(GraphModule, StepModule):
 
     def _linear_in_changes(self, node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) -> Tensor:
         """The constant part enters at t = 0 alone."""
-        linear = self._linear_part(node, tensors)
+        row = node.row
+        parameters = parameters_of(node, tensors)
+        linear = row.without_constant(parameters, node.settings)
         changes = [self._change_of(node, name, x) for name, x in zip(node.inputs, inputs, strict=True)]
-        y_seq = changes[0] if linear is None else each_step(linear, changes)
-        if self._t > 0:
-            return y_seq
-        constant = node.row.constant(_parameters(node, tensors), node.settings, y_seq.ndim - 1)
+        if linear is None:  # nothing but a constant: a shift
+            y_seq = changes[0]
+        else:
+            y_seq = each_step(lambda *x: row.run(*x, **linear, **node.settings), changes)
+        constant = row.constant(parameters, node.settings, y_seq.ndim - 1) if self._t == 0 else None
         if constant is not None:
             y_seq = y_seq.clone()  # in its memory format, which a join would lose
             y_seq[0] += constant
         return y_seq
-
-    def _linear_part(self, node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Tensor] | None:
-        """What a linear node does without its constant; None if it is nothing but that: a shift."""
-        parameters = node.row.without_constant(_parameters(node, tensors), node.settings)
-        return None if parameters is None else partial(node.row.run, **parameters, **node.settings)
 
     def _change_of(self, node: Node, name: str, x_seq: Tensor) -> Tensor:
         """What an input changes by; of values before all neurons, that has to be found."""
@@ -388,10 +386,6 @@ def each_step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Tensor:
         y = function(*(x[0] for x in inputs))
         return y.unsqueeze(0).expand(time_steps, *y.shape)
     return function(*(x.flatten(0, 1) for x in inputs)).unflatten(0, (time_steps, batch))
-
-
-def _parameters(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {role: tensors[key] for role, key in node.parameters.items()}
 
 
 @lru_cache(maxsize=4096)

@@ -14,8 +14,12 @@ def run_node(node: Node, tensors: Mapping[str, Tensor], inputs: list[Tensor]) ->
     """Return what a node makes of its inputs `[N, ...]`; `tensors` holds those of the network's state_dict."""
     if node.is_activation:
         return node.activation(inputs[0])
-    parameters = {role: tensors[key] for role, key in node.parameters.items()}
-    return node.row.run(*inputs, **parameters, **node.settings)
+    return node.row.run(*inputs, **parameters_of(node, tensors), **node.settings)
+
+
+def parameters_of(node: Node, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a node's parameters by their roles."""
+    return {role: tensors[key] for role, key in node.parameters.items()}
 
 
 def run_graph(

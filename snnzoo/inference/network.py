@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from snnzoo.errors import UsageError
 from snnzoo.graph.graph import Node
 from snnzoo.graph.network import NOTHING, SpikingNetwork, Watch, each_step
 from snnzoo.graph.operations import INPUT
+from snnzoo.graph.run import parameters_of
 from snnzoo.inference.folding import fold
 from snnzoo.inference.neuron import Convolution, FoldedNeuron
 from snnzoo.ops.spec import select
@@ -31,7 +33,7 @@ class FoldedNetwork(SpikingNetwork):
     """
 
     _found: dict[str, Tensor] | None  # what `tensors` has found, until one is planted or moved
-    _linear: dict[str, Callable[..., Tensor] | None]  # by node, what `_linear_part` has made of that
+    _plain: dict[str, Callable[..., Tensor]]  # by name, nodes that do the same at each step, with their parameters
 
     def __init__(self, net: SpikingNetwork) -> None:
         folded = fold(net)
@@ -73,17 +75,24 @@ class FoldedNetwork(SpikingNetwork):
         return super()._apply(fn, recurse)
 
     def _forget_tensors(self) -> None:
-        self._found, self._linear = None, {}
+        self._found, self._plain = None, {}
 
     def tensors(self) -> dict[str, Tensor]:
         if self._found is None:  # they are looked at for each run of a few steps
             self._found = super().tensors()
+            self._plain = {
+                node.name: partial(node.row.run, **parameters_of(node, self._found), **node.settings)
+                for node in self._before_readout
+                if self._is_plain(node, self._found)
+            }
         return self._found
 
-    def _linear_part(self, node: Node, tensors: Mapping[str, Tensor]) -> Callable[..., Tensor] | None:
-        if node.name not in self._linear:
-            self._linear[node.name] = super()._linear_part(node, tensors)
-        return self._linear[node.name]
+    def _is_plain(self, node: Node, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a node is linear in changes, without a constant, and what it takes is changes."""
+        if node.row.kind != "linear" or node.name in self.graph.before_neurons:
+            return False
+        constant = node.row.constant(parameters_of(node, tensors), node.settings, 4)
+        return constant is None and not any(name in self.graph.before_neurons for name in node.inputs)
 
     def replace(self, node: Node, module: nn.Module) -> None:
         """Let a stateless module do what a node does."""
@@ -207,6 +216,8 @@ class FoldedNetwork(SpikingNetwork):
             return each_step(self._replaced[node.name], inputs)
         if node.name in self._run_later and not self._is_watched:
             return inputs[0]  # the neuron behind it will run it
+        if node.name in self._plain and not self._sums_suffice:
+            return each_step(self._plain[node.name], inputs)
         if node.name not in self._sites:
             return super()._run_node(node, tensors, inputs)
         neuron, convolution = self.neuron(node.path), self._convolution(node, tensors)

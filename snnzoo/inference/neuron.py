@@ -122,11 +122,12 @@ class FoldedNeuron(nn.Module):
             if outputs is not None:
                 return outputs
             x_seq = convolution(x_seq)
+        v_threshold, bias = self._parameter("v_threshold"), self._parameter("bias")
         result = ops.multi_step_neuron(
             x_seq,
             self.coding,
-            v_threshold=self.v_threshold,
-            bias=self.bias,
+            v_threshold=v_threshold,
+            bias=bias,
             residual=residual,
             state=self.state,
             t=self.t,
@@ -139,7 +140,7 @@ class FoldedNeuron(nn.Module):
             out=x_seq if self._may_overwrite(x_seq, output) else None,
             reuse_state=True,
             counts_events=self.counts_events and output == "sequence",
-            memo=self._memo(),
+            memo=self._memo(v_threshold, bias),
             rows=self.rows,
         )
         self._go_on(result, x_seq.shape[0])
@@ -184,9 +185,10 @@ class FoldedNeuron(nn.Module):
         return results[1].total if output == "sum" else results[1].sequence
 
     def _arguments(self, x_seq: Tensor, residual: Tensor | None, output: str) -> Arguments:
+        v_threshold, bias = self._parameter("v_threshold"), self._parameter("bias")
         return Arguments(
-            self.v_threshold,
-            self.bias,
+            v_threshold,
+            bias,
             residual,
             self.state,
             self.t,
@@ -197,15 +199,20 @@ class FoldedNeuron(nn.Module):
             self.activation,
             self.absolute,
             reuse_state=True,
-            memo=self._memo(),
+            memo=self._memo(v_threshold, bias),
             rows=self.rows,
         )
 
-    def _memo(self) -> Memo:
+    def _parameter(self, name: str) -> float | Tensor:
+        value = self._buffers.get(name)  # as an attribute, a module looks for it for longer
+        return vars(self)[name] if value is None else value
+
+    def _memo(self, v_threshold: float | Tensor, bias: float | Tensor) -> Memo:
         """A new one, if something has changed since the last call."""
-        made_of = self.coding, self.v_threshold, self.bias
-        if any(one is not other for one, other in zip(made_of, self._kept[1], strict=True)):
-            self._kept = Memo(), made_of
+        memo, (old_coding, old_threshold, old_bias) = self._kept
+        if old_coding is self.coding and old_threshold is v_threshold and old_bias is bias:
+            return memo
+        self._kept = Memo(), (self.coding, v_threshold, bias)
         return self._kept[0]
 
     def _may_overwrite(self, x_seq: Tensor, output: str) -> bool:
