@@ -58,24 +58,30 @@ class ExitRule:
             which no image leaves. At the last step all leave.
         shift: `[T - 1, classes]`, added to each early readout first; None for nothing.
         onward: how many times its trend is added, too, for each early step; None for nothing.
+        staying: the share of images that is expected to be left after each early step, from 0 to 1; None if that is not
+            known. It says which steps are best run together, and changes no answer.
 
     Raises:
-        ValueError: for another measure, thresholds out of [0, 1], or a shift or `onward` of another length.
+        ValueError: for another measure, thresholds or shares out of [0, 1], or a shift, `onward` or shares of another
+            length.
     """
 
     measure: str
     thresholds: tuple[float, ...]
     shift: Tensor | None = None
     onward: tuple[float, ...] | None = None
+    staying: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}")
         if not all(0 <= threshold <= NEVER for threshold in self.thresholds):
             raise ValueError(f"thresholds must be from 0 to {NEVER:g}, got {self.thresholds}")
-        for name, added in (("shift", self.shift), ("onward", self.onward)):
-            if added is not None and len(added) != len(self.thresholds):
-                raise ValueError(f"{name} is of {len(added)} steps, the thresholds are of {len(self.thresholds)}")
+        if not all(0 <= share <= 1 for share in self.staying or ()):
+            raise ValueError(f"shares of images that stay must be from 0 to 1, got {self.staying}")
+        for name, given in (("shift", self.shift), ("onward", self.onward), ("staying", self.staying)):
+            if given is not None and len(given) != len(self.thresholds):
+                raise ValueError(f"{name} is of {len(given)} steps, the thresholds are of {len(self.thresholds)}")
 
     @property
     def time_steps(self) -> int:
@@ -131,16 +137,18 @@ class ExitRule:
 
 @dataclass(frozen=True)
 class ChosenRule:
-    """One row of an `ExitTable`, all that is said of it measured on images that its thresholds were not chosen on.
+    """One row of an `ExitTable`.
 
     `tolerance` is the share of images, in percent, that may leave with another class than the last step's; `changed`
-    that which did, and `mean_steps` how many steps an image took.
+    that which did, and `mean_steps` how many steps an image took, both measured on images that thresholds were not
+    chosen on. `staying`: as of `ExitRule`; of a file that was written before there was any, None.
     """
 
     tolerance: float
     thresholds: tuple[float, ...]
     changed: float
     mean_steps: float
+    staying: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class ExitTable:
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            ExitRule(self.measure, rule.thresholds)
+            ExitRule(self.measure, rule.thresholds, staying=rule.staying)
 
     def rule(self, tolerance: float) -> ExitRule:
         """Return the rule of a tolerance in points.
@@ -177,7 +185,7 @@ class ExitTable:
         for rule in self.rules:
             if rule.tolerance == tolerance:
                 shift = torch.tensor(self.shift, dtype=torch.float64)
-                return ExitRule(self.measure, rule.thresholds, shift, self.onward)
+                return ExitRule(self.measure, rule.thresholds, shift, self.onward, rule.staying)
         known = ", ".join(f"{rule.tolerance:g}" for rule in self.rules)
         raise UsageError(f"exit rules are kept for tolerances of {known} points, got {tolerance:g}")
 
@@ -187,12 +195,15 @@ class ExitTable:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ExitTable:
         """Return the inverse of `to_dict`, also after JSON."""
-        rules = (ChosenRule(**{**rule, "thresholds": tuple(rule["thresholds"])}) for rule in fields["rules"])
-        onward = fields.get("onward")
         return cls(
             fields["measure"],
             fields["images"],
             tuple(map(tuple, fields["shift"])),
-            tuple(rules),
-            None if onward is None else tuple(onward),
+            tuple(ChosenRule(**{name: _as_tuple(value) for name, value in rule.items()}) for rule in fields["rules"]),
+            _as_tuple(fields.get("onward")),
         )
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list of JSON."""
+    return tuple(value) if isinstance(value, list) else value

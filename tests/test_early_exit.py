@@ -1,6 +1,7 @@
 """Early exit: what a batch gives image by image is what each image gives alone, whoever else leaves when."""
 
 import copy
+import dataclasses
 import functools
 import math
 
@@ -18,6 +19,7 @@ from snnzoo.conversion.neurons import install
 from snnzoo.early_exit import MEASURES, NEVER, ExitRule, certainty, gap
 from snnzoo.evaluation.activity import ActivityMeter
 from snnzoo.graph.shapes import site_channels
+from snnzoo.inference import ahead
 
 STEPS = 5
 
@@ -44,10 +46,10 @@ def with_random_neurons(net, coding, shape):
 
 
 @functools.cache
-def resnet(coding):
+def resnet(coding, size=16):
     torch.manual_seed(0)
     net = snnzoo.create_model("resnet20", neuron=nn.ReLU, num_classes=5)
-    return with_random_neurons(shake_batch_norm(net), coding, (3, 16, 16))
+    return with_random_neurons(shake_batch_norm(net), coding, (3, size, size))
 
 
 def trained():
@@ -55,7 +57,7 @@ def trained():
     return shake_batch_norm(snnzoo.create_model("resnet20", neuron="if", num_classes=5)).double().eval()
 
 
-def rule_for(logits, measure="gap"):
+def rule_for(logits, measure="gap", staying=None):
     """One by which about half of the images that are left leave at each step."""
     time_steps, _, classes = logits.shape
     shift = torch.randn(time_steps - 1, classes, generator=generator(), dtype=torch.float64) / 10
@@ -68,7 +70,7 @@ def rule_for(logits, measure="gap"):
         middle = len(ordered) // 2  # a threshold lies between two images: rounding decides nothing
         thresholds.append(ordered[middle - 1 : middle + 1].mean().item() if middle else NEVER)
         left &= sure <= thresholds[-1]
-    return ExitRule(measure, tuple(thresholds), shift, onward)
+    return ExitRule(measure, tuple(thresholds), shift, onward, staying)
 
 
 def readouts(fast, x_seq):
@@ -196,6 +198,80 @@ def test_steps_between_which_no_image_may_leave_run_together(has_frames):
     torch.testing.assert_close(answers, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("has_frames", [False, True])
+@pytest.mark.parametrize("coding", ["delta", "rate", None])
+def test_steps_that_are_taken_ahead_change_nothing(coding, has_frames, monkeypatch):
+    """An image that is sure after one of several steps leaves with what is read out there."""
+    network = trained() if coding is None else resnet(coding)
+    fast, x = prepare_for_inference(network), images(12, 3, 16, 16)
+    samples = images(STEPS, 12, 3, 16, 16) if has_frames else x
+    x_seq = samples if has_frames else x.expand(STEPS, *x.shape)
+    rule = rule_for(readouts(fast, x_seq), staying=(0.5, 0.3, 0.2, 0.1))
+    lengths, run = [], fast.network.run
+    monkeypatch.setattr(fast.network, "run", lambda x_seq, *rest: lengths.append(len(x_seq)) or run(x_seq, *rest))
+    for launch, expected in ((0.0, [1] * STEPS), (1e12, [STEPS]), (3.0, None)):
+        lengths.clear()
+        fast.__dict__["_cost"] = ahead.Cost(launch, 0.0, 1.0)
+        logits, steps = fast.until_sure(samples, rule)
+        want, want_steps = rule.apply(readouts(fast, x_seq))
+        assert len(set(steps.tolist())) > 2
+        assert torch.equal(steps, want_steps)
+        torch.testing.assert_close(logits, want, rtol=1e-9, atol=1e-9)
+        assert expected is None or lengths[: len(expected)] == expected[: int(steps.max())]
+
+
+def test_no_step_is_taken_ahead_of_who_watches():
+    """What is counted is what an image needs."""
+    fast, x = prepare_for_inference(resnet("delta")), images(12, 3, 16, 16)
+    rule = rule_for(fast(x.expand(STEPS, *x.shape)), staying=(0.9,) * (STEPS - 1))
+    meter = ActivityMeter(fast.network)
+    with meter:
+        _, steps = fast.until_sure(x, rule, meter.watch)
+    exact = dataclasses.replace(rule, staying=None)
+    other = ActivityMeter(fast.network)
+    with other:
+        fast.until_sure(x, exact, other.watch)
+    assert len(set(steps.tolist())) > 2
+    assert meter.activity == other.activity
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.integers(1, 64),
+    st.tuples(*[st.floats(0, 100)] * 3),
+)
+@settings(deadline=None)
+def test_the_cheapest_runs_cost_no_more_than_any_others(shares, at_once, count, costs):
+    cost = ahead.Cost(*costs)
+    rule = ExitRule("gap", (0.5,) * len(shares), staying=tuple(sorted(shares, reverse=True)))
+
+    def price(runs):
+        total = 0.0
+        for run in runs:
+            left = count * (1.0, *rule.staying)[run[0]]
+            total += min(1.0, left) * cost.run + left * (cost.image + len(run) * cost.step)
+        return total
+
+    def all_runs(start):
+        if start == rule.time_steps:
+            yield []
+        for stop in range(start + 1, min(start + at_once, rule.time_steps) + 1):
+            yield from ([range(start, stop), *rest] for rest in all_runs(stop))
+
+    runs = list(ahead.cheapest(rule, at_once, count, cost))
+    assert [t for run in runs for t in run] == list(range(rule.time_steps))
+    assert max(map(len, runs)) <= at_once
+    assert price(runs) == pytest.approx(min(map(price, all_runs(0))))
+
+
+def test_a_run_costs_what_its_layers_and_its_images_do():
+    small, large = (ahead.cost_of(prepare_for_inference(resnet("delta", size)).network) for size in (16, 32))
+    assert large.run == small.run
+    assert large.image == pytest.approx(4 * small.image)
+    assert 4 * small.step < large.step < 5 * small.step  # borders count for less
+
+
 def test_no_image_leaves_a_rule_that_never_lets_it_and_all_leave_one_that_always_does():
     fast, x = prepare_for_inference(resnet("delta")), images(6, 3, 16, 16)
     logits = fast(x.expand(3, *x.shape))
@@ -260,6 +336,8 @@ def test_measures_equal_their_definitions():
         (("gap", (math.nan,)), "thresholds must be from 0 to 1"),
         (("gap", (0.5,), torch.ones(2, 3)), "shift is of 2 steps"),
         (("gap", (0.5,), None, (1.0, 1.0)), "onward is of 2 steps"),
+        (("gap", (0.5,), None, None, (0.5, 0.1)), "staying is of 2 steps"),
+        (("gap", (0.5,), None, None, (1.5,)), "shares of images that stay must be from 0 to 1"),
     ],
 )
 def test_a_rule_that_cannot_be_is_an_error(arguments, message):

@@ -45,6 +45,8 @@ def test_rules_keep_their_tolerance_on_other_images_and_save_steps():
         assert changed <= 1.5 * rule.tolerance  # one draw of 1,200 images
         assert steps.double().mean().item() == pytest.approx(rule.mean_steps, abs=0.25)
         assert rule.changed < rule.tolerance
+        staying = [(steps > t).double().mean().item() for t in range(1, STEPS)]
+        assert rule.staying == pytest.approx(staying, abs=0.1)
         mean_steps.append(rule.mean_steps)
     assert STEPS > mean_steps[0] > mean_steps[1] > mean_steps[2]
 

@@ -159,14 +159,14 @@ def test_a_sequence_longer_than_a_piece_is_read_out_as_one(make):
 
 
 @pytest.mark.parametrize("make", [trained, converted])
-def test_a_batch_of_values_larger_than_a_cache_is_run_in_parts_and_read_out_as_one(make, monkeypatch):
-    monkeypatch.setattr(engine, "CACHED_BYTES", 6 * 2 * 16 * 32 * 32 * 8)  # six images, T = 2
+def test_a_batch_of_values_larger_than_a_cache_is_run_in_equal_parts_and_read_out_as_one(make, monkeypatch):
+    monkeypatch.setattr(engine, "KEPT_BYTES", 6 * 2 * 16 * 32 * 32 * 8)  # six images, T = 2
     net, x_seq, sizes = make("resnet20"), images(2, 7, 3, 32, 32), []
     assert_equals(net, x_seq)
     x = x_seq[0]
     assert_equals(net, x.expand(2, *x.shape))
     prepare_for_inference(net)(x_seq, lambda node, inputs, value: sizes.append(value.shape[1]))
-    assert set(sizes) == {6, 1}
+    assert set(sizes) == {4, 3}
 
 
 def test_each_call_starts_anew_and_leaves_no_state():

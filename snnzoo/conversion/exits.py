@@ -113,7 +113,8 @@ def choose_rules(logits: Tensor, tolerances: Sequence[float], measure: str = MEA
             steps, changed, thresholds = images * len(logits), 0, blank.thresholds
         else:
             (steps, changed), thresholds = judged(price), _thresholds(sure, changes, price)
-        rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images))
+        staying = _staying(sure, thresholds)
+        rules.append(ChosenRule(tolerance, thresholds, 100 * changed / images, steps / images, staying))
     assert blank.shift is not None
     return ExitTable(measure, images, tuple(map(tuple, blank.shift.tolist())), tuple(rules), blank.onward)
 
@@ -214,6 +215,12 @@ def _thresholds(sure: Tensor, changes: Tensor, price: float) -> tuple[float, ...
         if thresholds == before:
             break
     return tuple(thresholds)
+
+
+def _staying(sure: Tensor, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the share of images that is left after each early step, rounded to four digits."""
+    leaves = sure > torch.tensor(thresholds, dtype=sure.dtype).unsqueeze(1)
+    return tuple(_four_digits(share) for share in 1 - leaves.int().cummax(0).values.double().mean(1))
 
 
 def _best_threshold(sure: Tensor, saved: Tensor, least: float) -> float:

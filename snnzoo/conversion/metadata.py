@@ -135,6 +135,7 @@ _EXIT_RULE = {
     "thresholds": Field("a list of numbers", _are_numbers, required=True),
     "changed": Field("a number from 0 to 100", lambda x: is_number(x) and 0 <= x <= 100, required=True),
     "mean_steps": Field("a number, at least 1", lambda x: is_number(x) and x >= 1, required=True),
+    "staying": Field("a list of numbers, or null", _or_null(_are_numbers)),
 }
 _MODEL_KWARGS = {
     "num_classes": Field(f"a number from 1 to {MAX_CLASSES}", partial(is_count, most=MAX_CLASSES), required=True),
@@ -184,11 +185,11 @@ def _check_exits(exits: dict[str, Any], time_steps: int, where: str) -> None:
     lengths = [len(added) for added in (exits["shift"], exits.get("onward")) if added is not None]
     for i, rule in enumerate(exits["rules"]):
         check(rule, _EXIT_RULE, where, CheckpointError, f"exits.rules[{i}].")
-        lengths.append(len(rule["thresholds"]))
+        lengths += [len(of_steps) for of_steps in (rule["thresholds"], rule.get("staying")) if of_steps is not None]
     if any(length != time_steps - 1 for length in lengths):
         raise CheckpointError(
-            f"{where}: field 'exits' has rules, shifts or trends of other numbers of steps than time_steps={time_steps}"
-            " needs"
+            f"{where}: field 'exits' has rules, shifts, trends or shares of other numbers of steps than "
+            f"time_steps={time_steps} needs"
         )
 
 

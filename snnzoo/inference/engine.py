@@ -15,6 +15,7 @@ from snnzoo.functional import stateful
 from snnzoo.graph.network import SpikingNetwork, Watch
 from snnzoo.graph.shapes import value_shapes
 from snnzoo.graph.trained import as_graph
+from snnzoo.inference import ahead
 from snnzoo.inference.graphs import GraphCache
 from snnzoo.inference.integer import PIECES, round_weights
 from snnzoo.inference.network import FoldedNetwork
@@ -22,11 +23,10 @@ from snnzoo.inference.neuron import FoldedNeuron
 from snnzoo.inference.stepwise import run_until_sure
 from snnzoo.models.base import SpikingNet
 from snnzoo.ops import backends
-from snnzoo.ops.memory import keep_freed_memory
+from snnzoo.ops.memory import KEPT_BYTES, keep_freed_memory
 from snnzoo.ops.spec import state_dtype
 
 STEPS_AT_ONCE = 8  # a longer sequence is run in pieces, so that memory does not grow with T
-CACHED_BYTES = 64 << 20  # of the largest value: a CPU runs so few images at a time that its cache holds them
 
 
 def prepare_for_inference(
@@ -148,7 +148,8 @@ class InferenceNetwork:
         """Run each image for as many steps as it needs: those that are sure leave, and the rest goes on without them.
 
         What becomes of an image does not depend on others in the batch. Steps between which none may leave run layer by
-        layer, as those of a call do; all are launched from Python.
+        layer, as those of a call do; all are launched from Python. So do steps after which so few are expected to leave
+        that to stop there would cost more than it saves, unless they are watched (`inference.ahead`).
 
         Args:
             images: `[N, C, H, W]`; or a sequence of frames, `[T, N, C, H, W]`, of the rule's T.
@@ -171,15 +172,13 @@ class InferenceNetwork:
             )
         time_steps, batch = x_seq.shape[:2]
         inputs = self._on_device(x_seq)
+        at_once = min(STEPS_AT_ONCE, max(1, self._images_at_once(x_seq[:1]) // max(1, batch)))
+        goes_ahead = watch is None and exit.staying is not None
+        runs = ahead.cheapest(exit, at_once, batch, self._cost) if goes_ahead else ahead.to_each_exit(exit, at_once)
         self._reset(keeps_state=True)
         try:
-            return run_until_sure(
-                self.network,
-                inputs.unflatten(0, (-1, batch)).expand(time_steps, *x_seq.shape[1:]),
-                exit,
-                min(STEPS_AT_ONCE, max(1, self._images_at_once(x_seq[:1]) // max(1, batch))),
-                watch,
-            )
+            static_or_frames = inputs.unflatten(0, (-1, batch)).expand(time_steps, *x_seq.shape[1:])
+            return run_until_sure(self.network, static_or_frames, exit, runs, watch)
         finally:
             self._reset(keeps_state=True)
 
@@ -198,16 +197,21 @@ class InferenceNetwork:
     def _run(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         if x_seq.ndim not in (3, 5):
             raise ValueError(f"the network needs an input of shape [T, N, C, H, W], got {list(x_seq.shape)}")
-        parts = x_seq.split(self._images_at_once(x_seq), 1)
+        parts = x_seq.tensor_split(math.ceil(x_seq.shape[1] / self._images_at_once(x_seq)) or 1, 1)
         logits = [self._run_part(part, readout) for part in parts]
         return logits[0] if len(logits) == 1 else torch.cat(logits, -2)
 
     def _images_at_once(self, x_seq: Tensor) -> int:
+        """As many as a CPU has their largest value in its cache, and in memory that it need not take anew."""
         if self.device.type != "cpu":
             return max(1, x_seq.shape[1])
         steps = min(len(x_seq), STEPS_AT_ONCE)
         size = self._growth * math.prod(x_seq.shape[2:]) * steps * self.dtype.itemsize
-        return max(1, CACHED_BYTES // max(1, int(size)))
+        return max(1, KEPT_BYTES // max(1, int(size)))
+
+    @cached_property
+    def _cost(self) -> ahead.Cost:
+        return ahead.cost_of(self.network)
 
     @cached_property
     def _growth(self) -> float:

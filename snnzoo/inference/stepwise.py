@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,44 +14,48 @@ from snnzoo.ops.spec import select
 
 
 def run_until_sure(
-    network: FoldedNetwork, x_seq: Tensor, rule: ExitRule, steps_at_once: int, watch: Watch | None = None
+    network: FoldedNetwork, x_seq: Tensor, rule: ExitRule, runs: Iterable[range], watch: Watch | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits with which each image leaves, `[N, classes]`, and after how many steps, `[N]`.
 
     Args:
         network: at t = 0.
         x_seq: `[T, N, ...]`, of the rule's T; a static image, expanded over T, passes the stem once.
-        steps_at_once: the most that run layer by layer, where no image may leave in between.
+        runs: the steps that run together, layer by layer, of T in all. An image that is sure after one of them leaves
+            with what is read out there, after the others.
         watch: as of `SpikingNetwork.run`, called for each run of steps with the images that are left; for what comes
             before all neurons once, if the image is static.
     """
     rest = torch.arange(x_seq.shape[1], device=x_seq.device)
     after = torch.full_like(rest, len(x_seq))
+    exits = frozenset(rule.exits)
     front = network.front(x_seq[:1], watch) if is_static(x_seq) else {}
     known = {name: value[0] for name, value in front.items()}
     answers: Tensor | None = None
     seen: Tensor | None = None  # the readouts until now, `[T, N, classes]`
     total: Tensor | None = None  # of a trained network's logits, whose mean is its readout
-    for steps in _runs(rule, steps_at_once):
+    for steps in runs:
         x = x_seq[steps.start : steps.stop]
         if not known and len(rest) < x_seq.shape[1]:
             x = _of_some(x, rest)
         logits = network.run(x, watch, {name: _repeated(value, len(steps)) for name, value in known.items()})
         seen = logits.new_empty(len(x_seq), *logits.shape[1:]) if seen is None else seen
+        answers = torch.empty_like(logits[0], memory_format=torch.contiguous_format) if answers is None else answers
+        stays = torch.ones_like(rest, dtype=torch.bool)
         for t, step in zip(steps, logits, strict=True):
             if network.coding is None:
                 total = step if total is None else total + step
             seen[t] = step if total is None else total / (t + 1)
-        t = steps[-1]
-        readout = rule.readout(seen, t)
-        answers = torch.empty_like(readout, memory_format=torch.contiguous_format) if answers is None else answers
-        sure = rule.is_sure(readout, t)
-        leaving, staying = sure.nonzero()[:, 0], (~sure).nonzero()[:, 0]
-        if len(leaving) == 0:
-            continue
-        answers[rest[leaving]], after[rest[leaving]] = readout[leaving], t + 1
+            if t in exits:
+                readout = rule.readout(seen, t)
+                leaving = (stays & rule.is_sure(readout, t)).nonzero()[:, 0]
+                answers[rest[leaving]], after[rest[leaving]] = readout[leaving].to(answers), t + 1
+                stays[leaving] = False
+        staying = stays.nonzero()[:, 0]
         if len(staying) == 0:
             break
+        if len(staying) == len(rest):
+            continue
         rest = rest[staying]
         network.select(staying)
         known = {name: select(value, staying) for name, value in known.items()}
@@ -59,16 +63,6 @@ def run_until_sure(
         total = None if total is None else total[staying]
     assert answers is not None
     return answers, after
-
-
-def _runs(rule: ExitRule, at_once: int) -> Iterator[range]:
-    """Yield the steps that run together: all until the next after which an image may leave, but not too many."""
-    start = 0
-    for t in rule.exits:
-        while start <= t:
-            stop = min(start + at_once, t + 1)
-            yield range(start, stop)
-            start = stop
 
 
 def _repeated(x: Tensor, time_steps: int) -> Tensor:
