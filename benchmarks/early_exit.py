@@ -7,7 +7,7 @@
 `--data` holds `train` and `test` in ImageFolder layout. Rules are chosen on `--exit-images` of the train split that the
 calibration has not seen, once by the gap of the two largest probabilities and once by their entropy. `--noise` adds
 Gaussian noise to the test images alone: what images unlike those that rules were chosen on do to them. `--speed`
-measures time on a batch of 64 test images; run it on an idle machine.
+measures time on a batch of test images; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ternary: delta, K=1, earliest": ("delta", {"levels": 1, "minimise": "steps", "tolerance": 8.0}, 16),
 }
 TOLERANCES = (0.1, 0.4, 0.5, 1.0, 1.5, 2.0, 5.0)
-BATCH, REPEATS = 64, 15
+REPEATS = 15
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
@@ -59,9 +59,9 @@ def print_accuracy(name: str, held_back: Tensor, logits: Tensor, labels: Tensor)
             print(f"| {measure} | {tolerance:g} | {row} |", flush=True)
 
 
-def print_speed(name: str, fast: InferenceNetwork, held_back: Tensor, images: Tensor) -> None:
+def print_speed(name: str, fast: InferenceNetwork, held_back: Tensor, x: Tensor) -> None:
     """What early exit saves of the time of all steps, beside what the steps that it saves promise."""
-    x, table = images[:BATCH], choose_rules(held_back, TOLERANCES)
+    table = choose_rules(held_back, TOLERANCES)
     for tolerance in TOLERANCES:
         rule = table.rule(tolerance)
         x_seq = x.expand(rule.time_steps, *x.shape)
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--exit-images", type=int, default=1024, help="held-back images that rules are chosen on")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation, of normalised test images")
     parser.add_argument("--speed", action="store_true", help="measure time instead of accuracy")
+    parser.add_argument("--batch-size", type=int, default=64, help="images of --speed")
     parser.add_argument("--only", default="", help="only networks whose names contain this")
     args = parser.parse_args()
     calibration = args.calib
@@ -113,7 +114,7 @@ def main() -> None:
             print(f"{name}: {net.coding}, {net.conversion.recipe['earliest']}")
         chosen_on = readouts(net, held_back, time_steps, 125)
         if args.speed:
-            print_speed(name, prepare_for_inference(net), chosen_on, x)
+            print_speed(name, prepare_for_inference(net), chosen_on, x[: args.batch_size])
         else:
             print_accuracy(name, chosen_on, readouts(net, x, time_steps, 125), y)
 
