@@ -49,7 +49,7 @@ def run_until_sure(
             if t in exits:
                 readout = rule.readout(seen, t)
                 leaving = (stays & rule.is_sure(readout, t)).nonzero()[:, 0]
-                answers[rest[leaving]], after[rest[leaving]] = readout[leaving].to(answers), t + 1
+                answers[rest[leaving]], after[rest[leaving]] = readout[leaving], t + 1
                 stays[leaving] = False
         staying = stays.nonzero()[:, 0]
         if len(staying) == 0:
