@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ import snnzoo
 from snnzoo.conversion.exits import choose_rules, readouts
 from snnzoo.early_exit import MEASURES
 from snnzoo.inference import InferenceNetwork, prepare_for_inference
+from snnzoo.inference.measure import seconds_of
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "delta, K=7": ("delta", {"levels": 7}, 4),
@@ -65,29 +64,18 @@ def print_speed(name: str, fast: InferenceNetwork, held_back: Tensor, x: Tensor)
     for tolerance in TOLERANCES:
         rule = table.rule(tolerance)
         x_seq = x.expand(rule.time_steps, *x.shape)
-        runs = seconds(lambda x_seq=x_seq: fast.final(x_seq), lambda rule=rule: fast.until_sure(x, rule))
-        all_steps, early = map(statistics.median, zip(*runs, strict=True))
+        runs = (lambda x_seq=x_seq: fast.final(x_seq)), (lambda rule=rule: fast.until_sure(x, rule))
+        # the two of a turn run at one speed of the clock
+        turns = [[seconds_of(run, fast.device) for run in runs] for _ in range(1 + REPEATS)][1:]
+        all_steps, early = map(statistics.median, zip(*turns, strict=True))
         mean_steps = fast.until_sure(x, rule)[1].double().mean().item()
         promised = 1 - mean_steps / rule.time_steps
-        saved = 1 - statistics.median(early / all_steps for all_steps, early in runs)
+        saved = 1 - statistics.median(early / all_steps for all_steps, early in turns)
         print(
             f"{name}, tolerance {tolerance:g}: mean T {mean_steps:.2f} of {rule.time_steps}, {1000 * early:.0f} ms "
             f"instead of {1000 * all_steps:.0f}: {100 * saved:.0f} % saved, {100 * promised:.0f} % promised",
             flush=True,
         )
-
-
-def seconds(*runs: Callable[[], object]) -> list[tuple[float, ...]]:
-    """Of each, in turns: a clock that changes its speed changes it for all."""
-    measured: list[tuple[float, ...]] = []
-    for _ in range(1 + REPEATS):
-        turn = []
-        for run in runs:
-            start = time.perf_counter()
-            run()
-            turn.append(time.perf_counter() - start)
-        measured.append(tuple(turn))
-    return measured[1:]
 
 
 def main() -> None:

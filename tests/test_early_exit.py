@@ -266,7 +266,7 @@ def test_the_cheapest_runs_cost_no_more_than_any_others(shares, at_once, count, 
 
 
 def test_a_run_costs_what_its_layers_and_its_images_do():
-    small, large = (ahead.cost_of(prepare_for_inference(resnet("delta", size)).network) for size in (16, 32))
+    small, large = (prepare_for_inference(resnet("delta", size))._cost for size in (16, 32))
     assert large.run == small.run
     assert large.image == pytest.approx(4 * small.image)
     assert 4 * small.step < large.step < 5 * small.step  # borders count for less

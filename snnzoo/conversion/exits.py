@@ -162,8 +162,7 @@ def _cross_validated(sure: Tensor, changes: Tensor, price: float) -> tuple[int, 
     for fold in range(FOLDS):
         apart = torch.arange(images) % FOLDS == fold
         thresholds = _thresholds(sure[:, ~apart], changes[:, ~apart], price)
-        leaves = sure > torch.tensor(thresholds, dtype=sure.dtype).unsqueeze(1)
-        first = torch.cat([leaves, at_last]).int().argmax(0, keepdim=True)
+        first = torch.cat([_above(sure, thresholds), at_last]).int().argmax(0, keepdim=True)
         changed += int(torch.cat([changes, ~at_last]).gather(0, first)[0, apart].sum())
         steps += int(first[0, apart].sum()) + int(apart.sum())
     return steps, changed
@@ -217,10 +216,15 @@ def _thresholds(sure: Tensor, changes: Tensor, price: float) -> tuple[float, ...
     return tuple(thresholds)
 
 
+def _above(sure: Tensor, thresholds: tuple[float, ...]) -> Tensor:
+    """Return which images would leave after each early step, if they were still there: `[T - 1, N]`, boolean."""
+    return sure > torch.tensor(thresholds, dtype=sure.dtype).unsqueeze(1)
+
+
 def _staying(sure: Tensor, thresholds: tuple[float, ...]) -> tuple[float, ...]:
     """Return the share of images that is left after each early step, rounded to four digits."""
-    leaves = sure > torch.tensor(thresholds, dtype=sure.dtype).unsqueeze(1)
-    return tuple(_four_digits(share) for share in 1 - leaves.int().cummax(0).values.double().mean(1))
+    gone = _above(sure, thresholds).int().cummax(0).values
+    return tuple(_four_digits(share) for share in 1 - gone.double().mean(1))
 
 
 def _best_threshold(sure: Tensor, saved: Tensor, least: float) -> float:

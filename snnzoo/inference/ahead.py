@@ -7,13 +7,11 @@ past a step after which images may leave, saves that, and takes steps of images 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from snnzoo.early_exit import ExitRule
 from snnzoo.graph.fan_out import dense_operations
-from snnzoo.graph.operations import INPUT
-from snnzoo.graph.shapes import value_shapes
 from snnzoo.inference.network import FoldedNetwork
 
 # in multiply-accumulates, measured on two cores: to launch a node, and to read and write a value of a neuron's state
@@ -29,13 +27,16 @@ class Cost:
     step: float
 
 
-def cost_of(network: FoldedNetwork) -> Cost:
-    """Return what runs of a network cost, for images of the size that it was captured with."""
-    graph, tensors = network.graph, network.tensors()
-    values = value_shapes(graph, tensors, network.input_shape, network.model_name)
-    shapes = {INPUT: tuple(network.input_shape), **values}
-    repeated = [node for node in graph if node.name not in graph.before_neurons | graph.behind_readout]
-    operations = dense_operations(graph, tensors, shapes)
+def cost_of(network: FoldedNetwork, shapes: Mapping[str, tuple[int, ...]]) -> Cost:
+    """Return what runs of a network cost.
+
+    Args:
+        shapes: of one image's values, and of the image itself.
+    """
+    graph = network.graph
+    once = graph.before_neurons | graph.behind_readout
+    repeated = [node for node in graph if node.name not in once]
+    operations = dense_operations(graph, network.tensors(), shapes)
     states = 1 if network.coding is None else len(network.coding.state)
     return Cost(
         run=LAUNCH * len(repeated),

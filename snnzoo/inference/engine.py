@@ -13,6 +13,7 @@ from snnzoo.early_exit import ExitRule
 from snnzoo.errors import UsageError
 from snnzoo.functional import stateful
 from snnzoo.graph.network import SpikingNetwork, Watch
+from snnzoo.graph.operations import INPUT
 from snnzoo.graph.shapes import value_shapes
 from snnzoo.graph.trained import as_graph
 from snnzoo.inference import ahead
@@ -210,15 +211,21 @@ class InferenceNetwork:
         return max(1, KEPT_BYTES // max(1, int(size)))
 
     @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one image as the network was captured with, and of its values."""
+        network = self.network
+        shapes = value_shapes(network.graph, network.tensors(), network.input_shape, network.model_name)
+        return {INPUT: tuple(network.input_shape), **shapes}
+
+    @cached_property
     def _cost(self) -> ahead.Cost:
-        return ahead.cost_of(self.network)
+        return ahead.cost_of(self.network, self._shapes)
 
     @cached_property
     def _growth(self) -> float:
         """How many times as large as its image the largest value is."""
-        network = self.network
-        shapes = value_shapes(network.graph, network.tensors(), network.input_shape, network.model_name)
-        return max(math.prod(shape) for shape in shapes.values()) / math.prod(network.input_shape)
+        values = (self._shapes[node.name] for node in self.network.graph)
+        return max(map(math.prod, values)) / math.prod(self._shapes[INPUT])
 
     def _run_part(self, x_seq: Tensor, readout: Callable[[Tensor], Tensor]) -> Tensor:
         time_steps, batch = x_seq.shape[:2]
